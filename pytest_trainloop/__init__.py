@@ -1,0 +1,35 @@
+"""Tests and a linter for PyTorch training loops.
+
+The package is imported in every pytest session that has it installed, so this
+module imports nothing: public names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_trainloop.checks.overfits import overfits as overfits
+    from pytest_trainloop.checks.resumes import resumes as resumes
+    from pytest_trainloop.runtime.watch import watch as watch
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "watch": "pytest_trainloop.runtime.watch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name: `watch`, or a marker named after its check.
+
+    Raises:
+        AttributeError: there is no such name.
+    """
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    home = _HOME.get(name, f"pytest_trainloop.checks.{name}")
+    if name.startswith("_") or find_spec(home) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)

@@ -1,0 +1,1 @@
+"""The checks: one promise that a loop keeps, one marker, one file each."""

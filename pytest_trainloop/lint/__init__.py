@@ -1,0 +1,1 @@
+"""The linter: engine, configuration, fixes, reports, command line."""

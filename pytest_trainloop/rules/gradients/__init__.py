@@ -1,0 +1,1 @@
+"""Rules about gradients: cleared, clipped, attached, applied."""

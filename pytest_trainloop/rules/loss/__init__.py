@@ -1,0 +1,1 @@
+"""Rules about the loss: what it is given, how it is averaged."""

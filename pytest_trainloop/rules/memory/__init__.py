@@ -1,0 +1,1 @@
+"""Rules about memory that grows with the steps."""

@@ -1,0 +1,1 @@
+"""Rules about the model: modules registered, called and built where they count."""

@@ -1,0 +1,1 @@
+"""Rules about the optimizer: what it holds, when it is built and stepped."""

@@ -1,0 +1,1 @@
+"""Rules about seeds and random number generators."""

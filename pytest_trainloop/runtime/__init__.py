@@ -1,0 +1,1 @@
+"""Watching and driving a run. torch is imported inside functions only."""

@@ -1,0 +1,1 @@
+"""Reading code: source to facts. Imports neither torch nor pytest."""
