@@ -58,7 +58,7 @@ def main(
     if fresh:
         checkpoint.path.unlink(missing_ok=True)
     if checkpoint.exists():
-        click.echo(f"going on from {checkpoint.path}")
+        click.echo(f"found {checkpoint.path}")
     with stop_signals() as received:
         try:
             run = train(

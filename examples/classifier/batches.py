@@ -86,11 +86,17 @@ class Batches:
     def of_epoch(self, epoch: int, start: int) -> DataLoader[Example]:
         """The training batches of `epoch`, from its batch number `start` on."""
         order = EpochOrder(len(self.training), self.seed, epoch, start * self.size)
-        return DataLoader(self.training, self.size, sampler=order, pin_memory=self.pin_memory)
+        return self._loader(self.training, self.size, order)
 
     def to_evaluate(self) -> DataLoader[Example]:
         """The held-out batches, always in the same order."""
-        # `iter(loader)` draws a seed for its workers, also when there are none. With a generator
-        # of its own, evaluating more or less often does not change the training.
+        return self._loader(self.held_out, 256)
+
+    def _loader(
+        self, examples: Subset[Example], size: int, order: EpochOrder | None = None
+    ) -> DataLoader[Example]:
+        # `iter(loader)` draws a seed for workers, also when there are none. From a generator of
+        # its own: so evaluating more or less often, or entering an epoch midway, does not change
+        # what the network draws.
         own = torch.Generator()
-        return DataLoader(self.held_out, 256, generator=own, pin_memory=self.pin_memory)
+        return DataLoader(examples, size, sampler=order, generator=own, pin_memory=self.pin_memory)

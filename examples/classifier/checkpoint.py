@@ -55,7 +55,8 @@ class Checkpoint:
         still draw from the RNG. See `train`.
 
         Raises:
-            CheckpointError: the file cannot be read, or belongs to another run.
+            CheckpointError: the file is damaged, or belongs to another run.
+            OSError: the file cannot be opened.
         """
         contents = self._read()
         try:
@@ -72,17 +73,16 @@ class Checkpoint:
         return rng
 
     def _read(self) -> dict[str, Any]:
-        try:
-            # weights_only: a checkpoint is data, and must not be able to run code. To the CPU
-            # first: load_state_dict copies to where the parameters are.
-            contents: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception as error:  # torch raises five kinds for a damaged file
-            raise CheckpointError(
-                f"{self.path} cannot be read: it is cut short or is no checkpoint"
-                " (delete it to start over)"
-            ) from error
+        damaged = f"{self.path} is cut short, or no checkpoint (delete it to start over)"
+        with self.path.open("rb") as file:
+            try:
+                # weights_only: a checkpoint is data, and must not be able to run code. To the
+                # CPU first: load_state_dict copies from there to where the parameters are.
+                contents = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises half a dozen kinds for a damaged file
+                raise CheckpointError(damaged) from error
+        if not isinstance(contents, dict):
+            raise CheckpointError(damaged)
         return contents
 
     def _refuse_other(self, part: str, saved: dict[str, Any], ours: dict[str, Any]) -> None:

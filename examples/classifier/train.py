@@ -100,8 +100,8 @@ def train(
     """Train to the end, from `checkpoint` on if it exists.
 
     However often it is stopped and called again, the run ends with the same weights (bit for bit
-    on the same machine) and with the same history. It is saved every `save_every` steps, at the
-    end, and when `stopping()` turns true.
+    on the same machine) and with the same history. It is saved every `save_every` steps, after
+    each epoch, and when `stopping()` turns true.
 
     Raises:
         Interrupted: `stopping()` was true after a step, and the run has been saved.
@@ -123,9 +123,8 @@ def train(
     while not run.finished:
         batches = iter(run.batches.of_epoch(run.position.epoch, run.position.batch))
         if rng is not None:
-            # Only now: `iter(loader)` has just drawn a seed for its workers, as it had in the
-            # interrupted run before this state was saved. Set earlier, the state would be one
-            # draw ahead, and the first dropout mask another one.
+            # Only now: making the iterator of a loader may draw from the RNG (for its workers,
+            # for a shuffle), and those draws came before this state was saved.
             set_rng_state(rng)
             rng = None
         train_epoch(
@@ -140,6 +139,6 @@ def train(
         run.history.accuracies.append(evaluate(run.model, run.batches.to_evaluate()))
         run.position.epoch += 1
         run.position.batch = 0
+        checkpoint.save(run)
         after_epoch(run)
-    checkpoint.save(run)
     return run
