@@ -1,19 +1,215 @@
-"""What rules read about a file: plain data, no syntax tree."""
+"""What rules read: the facts of one file, and every name that rules need to speak of them.
+
+Plain data; no rule sees a syntax tree.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+
+from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
+from pytest_trainloop.source.events import (
+    Bare,
+    Call,
+    Delete,
+    Event,
+    Leave,
+    Return,
+    Store,
+    Trace,
+)
+from pytest_trainloop.source.frames import (
+    Branch,
+    Context,
+    Frame,
+    Inside,
+    Loop,
+    Try,
+    With,
+    common,
+    exclusive,
+    loops_of,
+)
+from pytest_trainloop.source.loops import Backward, Step, TrainingLoop, training_loops
+from pytest_trainloop.source.modes import gradients
+from pytest_trainloop.source.place import Place
+from pytest_trainloop.source.roles import (
+    identity,
+    is_accelerator,
+    is_engine,
+    is_fabric,
+    is_model,
+    is_optimizer,
+    is_scaler,
+    is_scheduler,
+    is_scheduler_call,
+    maker,
+    members_of,
+    same,
+)
+from pytest_trainloop.source.values import (
+    Attribute,
+    Class,
+    Collection,
+    Constant,
+    Either,
+    Element,
+    Function,
+    Imported,
+    Instance,
+    Operation,
+    Parameter,
+    Partial,
+    Result,
+    Returned,
+    Super,
+    Unknown,
+    Value,
+    constant,
+    either,
+    options,
+    origins,
+    spelling,
+)
+from pytest_trainloop.source.verbs import (
+    cleared,
+    is_backward,
+    is_clearing,
+    is_clip,
+    is_engine_step,
+    is_known_harmless,
+    is_scaled_backward,
+    is_scheduler_step,
+    is_unscale,
+    loss_of,
+    may_do_anything,
+    stepped_optimizer,
+)
+
+_OTHER_LIBRARY = re.compile(r"^\s*(?:import|from)\s+(?:mxnet|tensorflow|jax|paddle|keras|tinygrad|mlx)\b", re.M)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """A stretch of source text: lines and columns count from 1, the end column is exclusive.
+@dataclass(eq=False, repr=False)
+class FileFacts:
+    """What is known of one file.
 
-    Columns count characters, not bytes.
+    `traces` are its readings: the module's body first, then each function that nobody in
+    sight calls. A function that is called is read at its calls, so the same place of the
+    text may turn up in several traces, each time in another context.
     """
 
-    path: str
-    line: int
-    column: int
-    end_line: int
-    end_column: int
+    source: SourceFile
+    traces: tuple[Trace, ...]
+
+    @property
+    def path(self) -> str:
+        """The file's path."""
+        return self.source.path
+
+    @property
+    def functions(self) -> list[FunctionFacts]:
+        """All functions and methods that the file defines."""
+        return self.source.functions
+
+    @property
+    def classes(self) -> list[ClassFacts]:
+        """All classes that the file defines."""
+        return self.source.classes
+
+    @cached_property
+    def loops(self) -> tuple[TrainingLoop, ...]:
+        """The training loops (and step functions) of all traces."""
+        return tuple(loop for trace in self.traces for loop in training_loops(trace))
+
+    @cached_property
+    def uses_other_library(self) -> bool:
+        """Whether the file imports a library whose training verbs have the same names."""
+        return bool(_OTHER_LIBRARY.search(self.source.text))
+
+    def calls(self, *methods: str) -> Iterator[Call]:
+        """The calls whose last name is one of `methods`, each place of the text once."""
+        seen: set[int] = set()
+        for trace in self.traces:
+            for call in trace.calls:
+                if call.method in methods and id(call.node) not in seen:
+                    seen.add(id(call.node))
+                    yield call
+
+
+__all__ = [
+    "Attribute",
+    "Backward",
+    "Bare",
+    "Branch",
+    "Call",
+    "Class",
+    "ClassFacts",
+    "Collection",
+    "Constant",
+    "Context",
+    "Delete",
+    "Either",
+    "Element",
+    "Event",
+    "FileFacts",
+    "Frame",
+    "Function",
+    "FunctionFacts",
+    "Imported",
+    "Inside",
+    "Instance",
+    "Leave",
+    "Loop",
+    "Operation",
+    "Parameter",
+    "Partial",
+    "Place",
+    "Result",
+    "Return",
+    "Returned",
+    "Step",
+    "Store",
+    "Super",
+    "Trace",
+    "TrainingLoop",
+    "Try",
+    "Unknown",
+    "Value",
+    "With",
+    "cleared",
+    "common",
+    "constant",
+    "either",
+    "exclusive",
+    "gradients",
+    "identity",
+    "is_accelerator",
+    "is_backward",
+    "is_clearing",
+    "is_clip",
+    "is_engine",
+    "is_engine_step",
+    "is_fabric",
+    "is_known_harmless",
+    "is_model",
+    "is_optimizer",
+    "is_scaled_backward",
+    "is_scaler",
+    "is_scheduler",
+    "is_scheduler_call",
+    "is_scheduler_step",
+    "is_unscale",
+    "loops_of",
+    "loss_of",
+    "maker",
+    "may_do_anything",
+    "members_of",
+    "options",
+    "origins",
+    "same",
+    "spelling",
+    "stepped_optimizer",
+]

@@ -1,0 +1,328 @@
+"""A source file, and the functions and classes that it defines."""
+
+from __future__ import annotations
+
+import ast
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.source.place import Place
+from pytest_trainloop.source.values import Class, Imported, Unknown, Value, options
+from pytest_trainloop.source.vocabulary import INTERESTING
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.scopes import Scope
+
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
+
+#: `self.name =`, also as one of several targets.
+_ASSIGNED = re.compile(r"\bself\.(\w+)\s*(?:=[^=]|:[^=\n]*=|,)")
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+
+@dataclass(eq=False, repr=False)
+class SourceFile:
+    """One parsed file: its text, its definitions, and where its interesting words stand."""
+
+    path: str
+    text: str
+    tree: ast.Module
+    functions: list[FunctionFacts] = field(default_factory=list)
+    classes: list[ClassFacts] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, path: str, text: str) -> SourceFile:
+        """Parse a file and outline its definitions.
+
+        Raises:
+            SyntaxError: the text is not Python.
+            RecursionError: the text is nested too deeply for this interpreter.
+        """
+        file = cls(path, text, ast.parse(text))
+        _outline(file, file.tree.body, None, None)
+        return file
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """The lines of the text, as Python's parser counts them: a form feed ends none."""
+        return re.split("\r\n|\r|\n", self.text)
+
+    def place(self, node: ast.AST) -> Place:
+        """Where a node stands, in characters."""
+        line = getattr(node, "lineno", 1)
+        end_line = getattr(node, "end_lineno", None) or line
+        return Place(
+            self.path,
+            line,
+            self._column(line, getattr(node, "col_offset", 0)),
+            end_line,
+            self._column(end_line, getattr(node, "end_col_offset", None) or 0),
+        )
+
+    def _column(self, line: int, offset: int) -> int:
+        text = self.lines[line - 1] if line <= len(self.lines) else ""
+        if text.isascii():
+            return offset + 1
+        return len(text.encode("utf-8")[:offset].decode("utf-8", "ignore")) + 1
+
+    def text_of(self, node: ast.AST) -> str:
+        """The source of a node, with runs of white space as one blank."""
+        place = self.place(node)
+        if place.line == place.end_line:
+            return self.lines[place.line - 1][place.column - 1 : place.end_column - 1]
+        rows = self.lines[place.line - 1 : place.end_line]
+        rows[-1] = rows[-1][: place.end_column - 1]
+        rows[0] = rows[0][place.column - 1 :]
+        return " ".join(" ".join(rows).split())
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *(match.end() for match in re.finditer("\r\n|\r|\n", self.text))]
+
+    def lines_with(self, pattern: re.Pattern[str]) -> list[int]:
+        """The lines on which a pattern is found, in order, counting from 1."""
+        starts = self._starts
+        found = (match.start() for match in pattern.finditer(self.text))
+        return [bisect_left(starts, position + 1) for position in found]
+
+    @cached_property
+    def interesting(self) -> frozenset[FunctionFacts]:
+        """The functions that a reader of training loops must follow."""
+        return self.reaching(INTERESTING)
+
+    def reaching(self, pattern: re.Pattern[str]) -> frozenset[FunctionFacts]:
+        """The functions that hold the pattern, or mention one that does, at any depth."""
+        hits = self.lines_with(pattern)
+        reached = {
+            function
+            for function in self.functions
+            if (at := bisect_left(hits, function.first_line)) < len(hits)
+            and hits[at] <= function.last_line
+        }
+        mentioning = self._mentioning
+        queue = list(reached)
+        for function in queue:
+            for name in function.known_as:
+                for other in mentioning.get(name, ()):
+                    if other not in reached:
+                        reached.add(other)
+                        queue.append(other)
+        return frozenset(reached)
+
+    @cached_property
+    def _mentioning(self) -> dict[str, list[FunctionFacts]]:
+        """The functions whose text mentions a name of a definition of this file."""
+        names = {name for function in self.functions for name in function.known_as}
+        mentioning: dict[str, list[FunctionFacts]] = {}
+        for function in self.functions:
+            for name in names.intersection(function.identifiers):
+                mentioning.setdefault(name, []).append(function)
+        return mentioning
+
+
+@dataclass(eq=False, repr=False)
+class FunctionFacts:
+    """A function, a method or a lambda."""
+
+    file: SourceFile
+    node: FunctionNode
+    name: str
+    owner: ClassFacts | None = None
+    parent: FunctionFacts | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where its definition stands."""
+        return self.file.place(self.node)
+
+    @property
+    def first_line(self) -> int:
+        """The line of `def`, or of its first decorator."""
+        decorators = getattr(self.node, "decorator_list", None)
+        return decorators[0].lineno if decorators else self.node.lineno
+
+    @property
+    def last_line(self) -> int:
+        """The last line of its body."""
+        return self.node.end_lineno or self.node.lineno
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The names by which code may refer to it: its own; for a constructor, its class's."""
+        if self.owner is not None and self.name in ("__init__", "forward", "__call__"):
+            return (self.owner.name, self.name)
+        return (self.name,)
+
+    @cached_property
+    def identifiers(self) -> frozenset[str]:
+        """All identifiers in its text."""
+        rows = self.file.lines[self.node.lineno - 1 : self.last_line]
+        return frozenset(_IDENTIFIER.findall("\n".join(rows))) - {self.name}
+
+    @property
+    def is_interesting(self) -> bool:
+        """Whether its body can matter to a rule."""
+        return self in self.file.interesting or isinstance(self.node, ast.Lambda)
+
+    @cached_property
+    def is_generator(self) -> bool:
+        """Whether it yields."""
+        if isinstance(self.node, ast.Lambda):
+            return False
+        return any(isinstance(node, ast.Yield | ast.YieldFrom) for node in _own_nodes(self.node))
+
+    @property
+    def decorators(self) -> Sequence[ast.expr]:
+        """Its decorators, outermost first."""
+        return getattr(self.node, "decorator_list", ())
+
+    def decorator_names(self) -> Iterator[str]:
+        """The decorators as written, without arguments: `torch.no_grad`."""
+        for decorator in self.decorators:
+            plain = decorator.func if isinstance(decorator, ast.Call) else decorator
+            yield self.file.text_of(plain)
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of its parameters, in order, without `*args` and `**kwargs`."""
+        given = self.node.args
+        return [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+
+
+def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function's body without those of functions and classes inside it."""
+    queue: list[ast.AST] = list(getattr(function, "body", ()))
+    while queue:
+        node = queue.pop()
+        yield node
+        if not isinstance(node, FunctionNode | ast.ClassDef):
+            queue.extend(ast.iter_child_nodes(node))
+
+
+@dataclass(eq=False, repr=False)
+class ClassFacts:
+    """A class; `bases` are known once its module has been read."""
+
+    file: SourceFile
+    node: ast.ClassDef
+    name: str
+    methods: dict[str, FunctionFacts] = field(default_factory=dict)
+    bases: tuple[Value, ...] = ()
+    #: The scope that the class statement stands in.
+    scope: Scope | None = None
+    #: The values assigned in the class body.
+    class_values: dict[str, Value] = field(default_factory=dict)
+
+    @property
+    def place(self) -> Place:
+        """Where its definition stands."""
+        return self.file.place(self.node)
+
+    def ancestors(self) -> Iterator[ClassFacts | str]:
+        """All bases at any depth, nearest first: classes in sight, or full names."""
+        seen: set[int] = {id(self)}
+        queue: list[ClassFacts] = [self]
+        for current in queue:
+            for value in current.bases:
+                for base in options(value):
+                    if isinstance(base, Class) and id(base.definition) not in seen:
+                        seen.add(id(base.definition))
+                        queue.append(base.definition)
+                        yield base.definition
+                    elif isinstance(base, Imported):
+                        yield base.qualified
+                    elif isinstance(base, Unknown):
+                        yield base.spelling
+
+    def is_a(self, *names: str) -> bool:
+        """Whether some base, at any depth, has one of these full names."""
+        return any(base in names for base in self.ancestors() if isinstance(base, str))
+
+    def has_unknown_base(self) -> bool:
+        """Whether some base is out of sight, so that there may be more methods."""
+        return any(isinstance(base, str) and base != "builtins.object" for base in self.ancestors())
+
+    def method(self, name: str) -> FunctionFacts | None:
+        """The method of this name, its own or inherited from a class in sight."""
+        if name in self.methods:
+            return self.methods[name]
+        for base in self.ancestors():
+            if isinstance(base, ClassFacts) and name in base.methods:
+                return base.methods[name]
+        return None
+
+    def class_value(self, name: str) -> Value | None:
+        """A value assigned in the class body, its own or that of a class in sight."""
+        if name in self.class_values:
+            return self.class_values[name]
+        for base in self.ancestors():
+            if isinstance(base, ClassFacts) and name in base.class_values:
+                return base.class_values[name]
+        return None
+
+    def methods_assigning(self, name: str) -> list[FunctionFacts]:
+        """The methods, its own and inherited, whose text assigns `self.name`."""
+        found = list(self._assigned.get(name, ()))
+        for base in self.ancestors():
+            if isinstance(base, ClassFacts):
+                found.extend(base._assigned.get(name, ()))
+        return found[:3]
+
+    @cached_property
+    def _assigned(self) -> dict[str, list[FunctionFacts]]:
+        assigned: dict[str, list[FunctionFacts]] = {}
+        for method in self.methods.values():
+            rows = "\n".join(self.file.lines[method.node.lineno - 1 : method.last_line])
+            for name in set(_ASSIGNED.findall(rows)):
+                assigned.setdefault(name, []).append(method)
+        return assigned
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it is a `torch.nn.Module`, or another library's class built on it."""
+        return any(
+            isinstance(base, str)
+            and base.rpartition(".")[2]
+            in ("Module", "LightningModule", "PreTrainedModel", "ModelMixin", "FairseqModel")
+            for base in self.ancestors()
+        )
+
+
+def _outline(
+    file: SourceFile,
+    body: Sequence[ast.stmt],
+    owner: ClassFacts | None,
+    parent: FunctionFacts | None,
+) -> None:
+    """List the definitions of a body, also those inside `if`, `try`, `with` and loops."""
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            function = FunctionFacts(file, statement, statement.name, owner, parent)
+            file.functions.append(function)
+            if owner is not None:
+                owner.methods[statement.name] = function
+            _outline(file, statement.body, None, function)
+        elif isinstance(statement, ast.ClassDef):
+            definition = ClassFacts(file, statement, statement.name)
+            file.classes.append(definition)
+            _outline(file, statement.body, definition, parent)
+        elif isinstance(statement, _COMPOUND):
+            for block in _blocks(statement):
+                _outline(file, block, owner, parent)
+
+
+_COMPOUND = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
+
+
+def _blocks(statement: ast.stmt) -> Iterator[Sequence[ast.stmt]]:
+    for name in ("body", "orelse", "finalbody"):
+        yield getattr(statement, name, ())
+    for handler in getattr(statement, "handlers", ()):
+        yield handler.body
+    for case in getattr(statement, "cases", ()):
+        yield case.body

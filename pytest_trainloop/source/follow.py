@@ -1,0 +1,299 @@
+"""Following calls into the bodies of functions whose source is in sight."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.source import members
+from pytest_trainloop.source.definitions import FunctionFacts
+from pytest_trainloop.source.events import Call
+from pytest_trainloop.source.frames import Branch, Inside
+from pytest_trainloop.source.imports import canonical
+from pytest_trainloop.source.scopes import Scope
+from pytest_trainloop.source.values import (
+    Class,
+    Collection,
+    Constant,
+    Either,
+    Element,
+    Function,
+    Imported,
+    Instance,
+    Parameter,
+    Partial,
+    Result,
+    Returned,
+    Unknown,
+    Value,
+    either,
+    options,
+)
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.reader import Reader
+
+_EXITS = frozenset({"sys.exit", "builtins.exit", "builtins.quit", "os._exit"})
+
+
+def always_exits(reader: Reader, node: ast.expr) -> bool:
+    """Whether an expression statement ends the program."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name)):
+        return False
+    last = reader.trace.events[-1] if reader.trace.events else None
+    return isinstance(last, Call) and last.node is node and last.qualified in _EXITS
+
+
+def into(reader: Reader, call: Call) -> Value | None:
+    """Follow a call; None where the callee is out of sight or its result is not known."""
+    callee = call.callee
+    if isinstance(callee, Either):
+        known = [option for option in options(callee) if isinstance(option, Function | Instance)]
+        if len(known) != len(options(callee)) or len(known) > 3:
+            return None
+        return _into_each(reader, call, known)
+    for option in options(callee):
+        return _into_one(reader, call, option)
+    return None
+
+
+def _into_each(reader: Reader, call: Call, callees: list[Function | Instance]) -> Value | None:
+    values = []
+    for number, option in enumerate(callees):
+        arm = Branch(reader.file, call.node, Unknown(""), "body" if number == 0 else "orelse")
+        with reader.within(arm):
+            values.append(_into_one(reader, call, option) or Result(call))
+    return either(*values)
+
+
+def _into_one(reader: Reader, call: Call, callee: Value) -> Value | None:
+    if isinstance(callee, Partial):
+        keywords = {**callee.keywords, **call.keywords}
+        if isinstance(callee.function, Function):
+            return function(reader, callee.function, (*callee.args, *call.args), keywords, call)
+        if isinstance(callee.function, Class):
+            return _construct(reader, call, callee.function, (*callee.args, *call.args), keywords)
+        return None
+    if isinstance(callee, Function):
+        return function(reader, callee, call.args, call.keywords, call)
+    if isinstance(callee, Class):
+        return _construct(reader, call, callee, call.args, call.keywords)
+    if isinstance(callee, Instance):
+        for name in ("__call__", "forward"):
+            bound = members.attribute(reader, callee, name)
+            if isinstance(bound, Function):
+                return function(reader, bound, call.args, call.keywords, call)
+    return None
+
+
+def _construct(
+    reader: Reader,
+    call: Call,
+    callee: Class,
+    args: tuple[Value, ...],
+    keywords: dict[str, Value],
+) -> Value:
+    instance = Instance(callee.definition, call)
+    initializer = members.attribute(reader, instance, "__init__")
+    if isinstance(initializer, Function):
+        function(reader, initializer, args, keywords, call)
+    call.followed = True
+    return Returned(call, instance)
+
+
+def function(
+    reader: Reader,
+    callee: Function,
+    args: tuple[Value, ...],
+    keywords: dict[str, Value],
+    call: Call | None,
+    *,
+    handed: bool = False,
+) -> Value | None:
+    """Read a function's body as called from here; None if it is not read.
+
+    A function that is in sight but holds nothing of interest is not read; the call still
+    counts as followed, because it can do no harm.
+    """
+    definition = callee.definition
+    recursive = definition in reader.stack
+    if call is not None and not handed and (recursive or not definition.is_interesting):
+        call.followed = True
+    if recursive or reader.is_spent or not definition.is_interesting:
+        return None
+    if definition.is_generator and not handed and not reader.at_yield_pending:
+        if call is not None:
+            call.followed = True
+        return None
+    scope = Scope(definition.file, callee.scope)
+    reader.program.read.add(definition)
+    _bind_parameters(reader, scope, callee, args, keywords, given_all=call is not None and not handed)
+    frame = Inside(definition.file, definition.node, definition, call, handed)
+    value = body(reader, definition, scope, frame)
+    if call is not None and not handed:
+        call.followed = True
+        return Returned(call, value)
+    return value
+
+
+def body(reader: Reader, definition: FunctionFacts, scope: Scope, frame: Inside) -> Value:
+    """Read a function's body in a scope of its own; what it returns."""
+    caller = reader.file, reader.scope
+    pending, reader.at_yield_pending = reader.at_yield_pending, None
+    reader.file, reader.scope = definition.file, scope
+    reader.stack.append(definition)
+    reader.returned.append([])
+    reader.at_yield.append(pending)
+    try:
+        with reader.within(frame):
+            if isinstance(definition.node, ast.Lambda):
+                reader.returned[-1].append(reader.evaluate(definition.node.body))
+            else:
+                reader.run(definition.node.body)
+    finally:
+        reader.at_yield.pop()
+        returned = reader.returned.pop()
+        reader.stack.pop()
+        reader.file, reader.scope = caller
+    return either(*returned) if returned else Constant(None)
+
+
+def _bind_parameters(
+    reader: Reader,
+    scope: Scope,
+    callee: Function,
+    args: tuple[Value, ...],
+    keywords: dict[str, Value],
+    *,
+    given_all: bool,
+) -> None:
+    parameters = callee.definition.node.args
+    names = [arg for arg in (*parameters.posonlyargs, *parameters.args)]
+    values = list(args) if callee.receiver is None else [callee.receiver, *args]
+    starred = any(isinstance(value, Element) and value.key is None for value in args)
+    defaults = dict(zip([arg.arg for arg in reversed(names)], reversed(parameters.defaults), strict=False))
+    defaults |= {
+        arg.arg: default
+        for arg, default in zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
+        if default is not None
+    }
+    for position, arg in enumerate([*names, *parameters.kwonlyargs]):
+        if arg.arg in keywords:
+            value = keywords[arg.arg]
+        elif position < min(len(values), len(names)) and not (starred and position):
+            value = values[position]
+        else:
+            default = defaults.get(arg.arg)
+            value = _left_out(reader, scope, arg, default, certain=given_all and not starred and "**" not in keywords)
+        scope.bind(arg.arg, value, reader.context)
+    if parameters.vararg is not None:
+        rest = tuple(values[len(names) :])
+        packed: Value = Collection("tuple", rest) if given_all and not starred else Unknown(parameters.vararg.arg)
+        scope.bind(parameters.vararg.arg, packed, reader.context)
+    if parameters.kwarg is not None:
+        scope.bind(parameters.kwarg.arg, Unknown(parameters.kwarg.arg), reader.context)
+
+
+def _left_out(
+    reader: Reader, scope: Scope, arg: ast.arg, default: ast.expr | None, *, certain: bool
+) -> Value:
+    """The value of a parameter that the call in sight does not give, or that has no call."""
+    value = Constant(default.value) if isinstance(default, ast.Constant) else None
+    if certain and value is not None:
+        return value
+    return Parameter(arg.arg, annotation(scope, arg.annotation), value)
+
+
+def annotation(scope: Scope, node: ast.expr | None) -> str:
+    """The full name of an annotation that is a plain (dotted) name; else empty."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        try:
+            node = ast.parse(node.value, mode="eval").body
+        except SyntaxError:
+            return ""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name):
+        return ""
+    binding = scope.find(node.id)
+    if binding is not None and isinstance(binding.value, Class):
+        names = [base for base in binding.value.definition.ancestors() if isinstance(base, str)]
+        return canonical(names[0]) if names else ""
+    base = binding.value if binding is not None else None
+    root = base.qualified if isinstance(base, Imported) else node.id
+    return canonical(".".join([root, *reversed(parts)]))
+
+
+def next_of(reader: Reader, source: Value) -> Value:
+    """What a `for` binds at each turn; a generator in sight is read here, inside the loop."""
+    for option in options(source):
+        if isinstance(option, Result):
+            callee = option.call.callee
+            if isinstance(callee, Function) and callee.definition.is_generator:
+                return _read_generator(reader, option.call, callee)
+    return members.element(reader, source)
+
+
+def _read_generator(reader: Reader, call: Call, callee: Function) -> Value:
+    definition = callee.definition
+    if definition in reader.stack or reader.is_spent or not definition.is_interesting:
+        return Element(Result(call))
+    scope = Scope(definition.file, callee.scope)
+    reader.program.read.add(definition)
+    _bind_parameters(reader, scope, callee, call.args, call.keywords, given_all=True)
+    value = body(reader, definition, scope, Inside(definition.file, definition.node, definition, call))
+    yielded = [
+        option.items[0]
+        for option in options(value)
+        if isinstance(option, Collection) and option.kind == "yield"
+    ]
+    return either(*yielded) if yielded else Element(Result(call))
+
+
+def enter(reader: Reader, manager: Value, action: Callable[[Value], None]) -> None:
+    """Read `action`, the body of a `with`, inside a context manager."""
+    for option in options(manager):
+        if isinstance(option, Result) and isinstance(option.call.callee, Function):
+            callee = option.call.callee
+            if callee.definition.is_generator and callee.definition.is_interesting:
+                _enter_generator(reader, option.call, callee, action)
+                return
+        if isinstance(option, Instance) and option.definition.method("__enter__"):
+            _call_method(reader, option, "__enter__")
+            action(option)
+            _call_method(reader, option, "__exit__")
+            return
+    action(manager)
+
+
+def _enter_generator(
+    reader: Reader, call: Call, callee: Function, action: Callable[[Value], None]
+) -> None:
+    caller = reader.file, reader.scope
+    done: list[bool] = []
+
+    def at_yield(value: Value) -> None:
+        inner = reader.file, reader.scope
+        reader.file, reader.scope = caller
+        reader.at_yield.append(None)
+        done.append(True)
+        try:
+            action(value)
+        finally:
+            reader.at_yield.pop()
+            reader.file, reader.scope = inner
+
+    reader.at_yield_pending = at_yield
+    function(reader, callee, call.args, call.keywords, call)
+    reader.at_yield_pending = None
+    if not done:
+        action(Result(call))
+
+
+def _call_method(reader: Reader, instance: Instance, name: str) -> None:
+    bound = members.attribute(reader, instance, name)
+    if isinstance(bound, Function):
+        function(reader, bound, (), {}, None)

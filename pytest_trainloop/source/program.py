@@ -1,0 +1,184 @@
+"""A file and what it imports from other linted files: definitions by name, modules by path."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.source import follow
+from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
+from pytest_trainloop.source.frames import Inside
+from pytest_trainloop.source.reader import Reader
+from pytest_trainloop.source.scopes import Binding, Scope
+from pytest_trainloop.source.values import (
+    Class,
+    Constant,
+    Function,
+    Imported,
+    Instance,
+    Parameter,
+    Value,
+    either,
+)
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.tree import SourceTree
+
+#: How much is read of a method only to learn what it assigns.
+MOST_EVENTS_ASIDE = 1_500
+
+_LINKABLE = (Function, Class, Instance, Constant)
+
+
+class Program:
+    """One linted file with the definitions it can reach in the other linted files."""
+
+    def __init__(self, tree: SourceTree | None = None) -> None:
+        self.tree = tree
+        #: Functions whose bodies have been read in some context.
+        self.read: set[FunctionFacts] = set()
+        self._definitions: dict[int, FunctionFacts | ClassFacts] = {}
+        self._modules: dict[str, Scope | None] = {}
+        self._instances: dict[ClassFacts, Instance] = {}
+        #: The attributes of an object after one of its methods was read on its own.
+        self._fields: dict[tuple[int, FunctionFacts], dict[str, Value]] = {}
+        self._alive: list[Instance] = []
+
+    def add(self, path: str, text: str) -> SourceFile:
+        """Parse a file and know its definitions.
+
+        Raises:
+            SyntaxError: the text is not Python.
+        """
+        file = SourceFile.parse(path, text)
+        for function in file.functions:
+            self._definitions[id(function.node)] = function
+        for definition in file.classes:
+            self._definitions[id(definition.node)] = definition
+        return file
+
+    def function_at(self, _: SourceFile, node: ast.AST) -> FunctionFacts | None:
+        """The function that a `def` defines."""
+        found = self._definitions.get(id(node))
+        return found if isinstance(found, FunctionFacts) else None
+
+    def class_at(self, _: SourceFile, node: ast.AST) -> ClassFacts | None:
+        """The class that a `class` statement defines."""
+        found = self._definitions.get(id(node))
+        return found if isinstance(found, ClassFacts) else None
+
+    # -- other files ------------------------------------------------------------------
+
+    def locate(self, file: SourceFile, module: str) -> str | None:
+        """The linted file that a module name means in `file`."""
+        return self.tree.find(module, file.path) if self.tree is not None else None
+
+    def imported(self, file: SourceFile, module: str, name: str) -> Imported:
+        """What `from module import name` binds."""
+        qualified = f"{module}.{name}" if not module.endswith(".") else f"{module}{name}"
+        path = self.locate(file, qualified)
+        if path is not None:
+            return Imported(qualified, path)
+        return Imported(qualified, self.locate(file, module), name)
+
+    def bind_star(self, reader: Reader, module: str) -> None:
+        """`from module import *`: the names of a linted module."""
+        path = self.locate(reader.file, module)
+        scope = self._module(path) if path is not None else None
+        for name, binding in (scope.names if scope is not None else {}).items():
+            if not name.startswith("_"):
+                reader.scope.bind(name, binding.value, reader.context)
+
+    def linked(self, value: Value) -> Value:
+        """What an imported name stands for, where the linted files define it."""
+        if not isinstance(value, Imported) or value.path is None:
+            return value
+        if not value.member:
+            return value
+        scope = self._module(value.path)
+        binding = scope.names.get(value.member) if scope is not None else None
+        if binding is None:
+            return value
+        found = self.linked(binding.value)
+        return found if isinstance(found, _LINKABLE) or isinstance(found, Imported) else value
+
+    def member_of(self, base: Imported, name: str) -> Imported:
+        """`module.name`, where the module may be a linted file."""
+        qualified = f"{base.qualified}.{name}"
+        if base.path is None or base.member or self.tree is None:
+            return Imported(qualified)
+        path = self.tree.find(qualified, base.path) if base.path.endswith("__init__.py") else None
+        return Imported(qualified, path) if path else Imported(qualified, base.path, name)
+
+    def _module(self, path: str) -> Scope | None:
+        """The names that a linted module binds; None while it is being read, or if it cannot be."""
+        if path not in self._modules:
+            self._modules[path] = None
+            try:
+                file = self.add(path, self.tree.source(path) if self.tree is not None else "")
+            except (OSError, SyntaxError, ValueError, RecursionError):
+                return None
+            reader = Reader(self, file, None)
+            reader.is_import = True
+            reader.run(file.tree.body)
+            self._modules[path] = reader.scope
+        return self._modules[path]
+
+    # -- objects ----------------------------------------------------------------------
+
+    def call(self, reader: Reader, function: Function) -> Value | None:
+        """Follow a call without arguments, for a property."""
+        return follow.function(reader, function, (), {}, None)
+
+    def instance_of(self, definition: ClassFacts) -> Instance:
+        """The one object that stands for `self` where nobody in sight makes one."""
+        if definition not in self._instances:
+            self._instances[definition] = Instance(definition, None)
+        return self._instances[definition]
+
+    def assigned_attribute(self, reader: Reader, instance: Instance, name: str) -> Value | None:
+        """An attribute that some method of the object's class assigns, read on its own."""
+        found: list[Value] = []
+        for method in instance.definition.methods_assigning(name):
+            if method not in reader.stack:
+                value = self._fields_after(reader, instance, method).get(name)
+                if value is not None:
+                    found.append(value)
+        return either(*found) if found else instance.definition.class_value(name)
+
+    def _fields_after(
+        self, reader: Reader, instance: Instance, method: FunctionFacts
+    ) -> dict[str, Value]:
+        """The attributes of an object after one of its methods ran with unknown arguments."""
+        key = (id(instance), method)
+        if key not in self._fields:
+            self._fields[key] = {}
+            self._alive.append(instance)
+            parent = method.owner.scope if method.owner is not None else None
+            if parent is None or not method.parameters:
+                return {}
+            aside = Reader(self, method.file, method)
+            aside.most_events = MOST_EVENTS_ASIDE
+            aside.stack = list(reader.stack)
+            read = set(self.read)
+            scope = entry_scope(method, parent, instance)
+            follow.body(aside, method, scope, Inside(method.file, method.node, method))
+            self.read = read
+            self._fields[key] = {
+                name: binding.value
+                for (owner, name), binding in aside.fields.items()
+                if owner == id(instance) and not name.startswith("[")
+            }
+        return self._fields[key]
+
+
+def entry_scope(function: FunctionFacts, parent: Scope, receiver: Instance | None) -> Scope:
+    """The scope of a function that is read without a caller."""
+    scope = Scope(function.file, parent)
+    node = function.node.args
+    for position, arg in enumerate((*node.posonlyargs, *node.args, *node.kwonlyargs)):
+        value: Value = Parameter(arg.arg, follow.annotation(scope, arg.annotation))
+        if position == 0 and receiver is not None:
+            value = receiver
+        scope.names[arg.arg] = Binding(value, ())
+    return scope

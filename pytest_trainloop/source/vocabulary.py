@@ -1,0 +1,37 @@
+"""The words by which PyTorch programs speak of training."""
+
+from __future__ import annotations
+
+import re
+
+#: A function without any of these words, and that calls none with them, is not followed:
+#: it can neither clear a gradient nor cut a graph.
+INTERESTING = re.compile(
+    r"backward|zero_grad|\.grad\b|\bgrad\b|step\b|_step|clip_|unscale|scaler|autocast"
+    r"|no_grad|inference_mode|grad_enabled|\beval\b|\btrain\b|optim|sched"
+    r"|detach|\bitem\b|\.data\b|numpy|tolist|float\(|[Ss]oftmax|[Ss]igmoid|CrossEntropy"
+    r"|cross_entropy|nll_loss|NLLLoss|BCE|binary_cross|[Ll]oss|criterion|[Dd]ropout|state_dict"
+    r"|\bsave|\bload|checkpoint|DataLoader|Sampler|set_epoch|seed|Accelerator|Fabric"
+    r"|retain_graph|requires_grad|deepcopy|parameters\(|worker|forward|yield|nn\."
+)
+
+OPTIMIZER_NAME = re.compile(
+    r"(?:^|[._])(?:optim(?:izer)?s?|opt)(?:$|[._\d]|\[)|(?:^|[._a-z])(?:[oO]ptimi[sz]ers?)(?:$|[._A-Z\d])"
+    r"|(?:^|[._])optim(?:izer)?[A-Z_\d]\w*$|(?:^|[._])\w+_(?:optim(?:izer)?|opt)s?$|(?:^|[._])opt[A-Z]\w?$"
+    r"|(?:^|[._])optimi[sz]er\w*$"
+)
+SCHEDULER_NAME = re.compile(r"sched(?:uler)?s?\b|sched(?:uler)?(?:$|[._A-Z\d])|(?:^|[._])lr_sched", re.I)
+MODEL_NAME = re.compile(
+    r"(?:^|[._])(?:model|net|network|module|classifier|encoder|decoder|generator|discriminator"
+    r"|critic|actor|policy|backbone|head|student|teacher|netG|netD|gpt|vae|unet)\w*$",
+    re.I,
+)
+LOSS_NAME = re.compile(r"(?:^|[._])\w*loss\w*$", re.I)
+SCALER_NAME = re.compile(r"(?:^|[._])(?:grad_?|loss_?|amp_?)?scaler\w*$", re.I)
+CRITERION_NAME = re.compile(r"(?:^|[._])\w*(?:criterion|loss_?(?:fn|func|function)?|crit)\w*$", re.I)
+
+#: Class names, wherever they are imported from, that are optimizers.
+OPTIMIZER_CLASS = re.compile(
+    r"^(?:\w*Adam\w*|\w*SGD\w*|RMSprop\w*|Adagrad\w*|Adadelta|Adafactor|LBFGS|Rprop|ASGD|Lion\w*"
+    r"|LAMB|Lamb|LARS|Muon|Shampoo|SOAP|Ranger\w*|NovoGrad|FusedLAMB|\w*Optimizer|Optimizer\w*)$"
+)
