@@ -119,8 +119,10 @@ class Store(Event):
     owner: Value | None = None
     #: The operator of an augmented assignment (`+`), or "".
     augmented: str = ""
-    #: For an augmented assignment: where the target was last bound outright, if in sight.
+    #: Where the target was last bound outright before this, if that is in sight.
     bound_in: Context | None = None
+    #: For an augmented assignment: what the target stands for afterwards.
+    total: Value | None = None
 
     @property
     def value_node(self) -> ast.AST:

@@ -164,7 +164,8 @@ _PASSING = frozenset(
 def bind(reader: Reader, target: ast.expr, value: Value, node: ast.AST | None = None) -> None:
     """Bind an assignment's target; with `node`, the statement, the binding is an event."""
     if isinstance(target, ast.Name):
-        bound_in: Context | None = None
+        binding = reader.scope.find(target.id)
+        bound_in: Context | None = binding.context if binding is not None else None
         reader.scope.bind(target.id, value, reader.context)
         if node is not None:
             _store(reader, node, "name", target, value, None, bound_in)

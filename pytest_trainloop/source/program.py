@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: How much is read of a method only to learn what it assigns.
 MOST_EVENTS_ASIDE = 1_500
 
-_LINKABLE = (Function, Class, Instance, Constant)
+_LINKABLE = (Function, Class, Instance, Constant, Imported)
 
 
 class Program:
@@ -90,17 +90,22 @@ class Program:
                 reader.scope.bind(name, binding.value, reader.context)
 
     def linked(self, value: Value) -> Value:
-        """What an imported name stands for, where the linted files define it."""
-        if not isinstance(value, Imported) or value.path is None:
-            return value
-        if not value.member:
-            return value
-        scope = self._module(value.path)
-        binding = scope.names.get(value.member) if scope is not None else None
-        if binding is None:
-            return value
-        found = self.linked(binding.value)
-        return found if isinstance(found, _LINKABLE) or isinstance(found, Imported) else value
+        """What an imported name stands for, where the linted files define it.
+
+        Packages re-export names of their own modules, in circles too: each is asked once.
+        """
+        found = value
+        asked: set[tuple[str, str]] = set()
+        while isinstance(found, Imported) and found.path is not None and found.member:
+            if (found.path, found.member) in asked:
+                return value
+            asked.add((found.path, found.member))
+            scope = self._module(found.path)
+            binding = scope.names.get(found.member) if scope is not None else None
+            if binding is None:
+                return found
+            found = binding.value
+        return found if isinstance(found, _LINKABLE) else value
 
     def member_of(self, base: Imported, name: str) -> Imported:
         """`module.name`, where the module may be a linted file."""

@@ -85,6 +85,7 @@ def read_augmented(reader: Reader, node: ast.AugAssign) -> bool:
             owner,
             operator(node.op),
             bound_in,
+            result,
         )
     )
     return False
