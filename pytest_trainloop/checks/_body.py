@@ -1,0 +1,133 @@
+"""The body of a test, run as often as a check asks, each time as if for the first time."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from pytest_trainloop.runtime.drive import Interruption, Stopped
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.observe import Listener
+    from pytest_trainloop.runtime.record import Run
+
+
+@dataclass
+class Stage:
+    """What our fixtures hand to the body of one test; a check sets the scene between runs."""
+
+    folder: Path
+    interruption: Interruption = field(default_factory=Interruption)
+
+
+stage_key = pytest.StashKey[Stage]()
+
+
+def stage_of(item: pytest.Item) -> Stage:
+    """The stage of a test, with an empty checkpoint folder to begin with."""
+    stage = item.stash.get(stage_key, None)
+    if stage is None:
+        stage = item.stash[stage_key] = Stage(new_folder(item))
+    return stage
+
+
+def new_folder(item: pytest.Item) -> Path:
+    """An empty folder below pytest's temporary one, which pytest clears away in time."""
+    factory: Any = getattr(item.config, "_tmp_path_factory", None)
+    if factory is not None:
+        folder: Path = factory.mktemp("checkpoint", numbered=True)
+        return folder
+    return Path(tempfile.mkdtemp(prefix="checkpoint-"))
+
+
+class Body:
+    """The function under a marker. Its global RNG is seeded anew before each run."""
+
+    def __init__(self, item: pytest.Function, seed: int) -> None:
+        self.item = item
+        self.seed = seed
+        self._wider: list[tuple[Any, Any]] = _wider_states(item)
+
+    def run(self, *listeners: Listener) -> Run:
+        """Run the body with the fixtures it was set up with; a check does so at most once.
+
+        Whatever the body raises comes out, except a `Stopped` of ours.
+        """
+        __tracebackhide__ = True
+        from pytest_trainloop.runtime.seed import seed_all
+        from pytest_trainloop.runtime.watch import watch
+
+        item = self.item
+        names = item._fixtureinfo.argnames
+        arguments = {name: item.funcargs[name] for name in names}
+        seed_all(self.seed)
+        with watch(*listeners) as run, suppress(Stopped):
+            item.obj(**arguments)
+        return run
+
+    def run_afresh(
+        self, *listeners: Listener, folder: Path, interruption: Interruption | None = None
+    ) -> Run:
+        """Set the test's own fixtures up again, then run it.
+
+        Args:
+            listeners: take part in the run.
+            folder: what the fixture `checkpoint_dir` is in this run.
+            interruption: what the fixture `interruption` is.
+        """
+        __tracebackhide__ = True
+        from pytest_trainloop.runtime.seed import seed_all
+
+        stage = stage_of(self.item)
+        stage.folder = folder
+        stage.interruption = interruption or Interruption()
+        for holder, state in self._wider:
+            holder.load_state_dict(state)
+        seed_all(self.seed)
+        _set_up_again(self.item)
+        return self.run(*listeners)
+
+    def new_folder(self) -> Path:
+        """An empty folder."""
+        return new_folder(self.item)
+
+    def uses(self, fixture: str) -> bool:
+        """Whether the test, or a fixture of it, asks for a fixture."""
+        return fixture in self.item.fixturenames
+
+
+def _set_up_again(item: pytest.Function) -> None:
+    """Tear down what belongs to this test alone, and set it up anew.
+
+    Fixtures of a wider scope stay. pytest has no public way; this is what its plugins that
+    repeat tests do.
+    """
+    __tracebackhide__ = True
+    state = item.session._setupstate
+    # Typed for tests, but it only asks for the chain of collectors that are to stay.
+    state.teardown_exact(cast("pytest.Item", item.parent))
+    for attribute in ("_instance", "_obj"):
+        # Each run gets a fresh instance of its test class.
+        if isinstance(item.parent, pytest.Class):
+            item.__dict__.pop(attribute, None)
+    item._initrequest()
+    state.setup(item)
+
+
+def _wider_states(item: pytest.Function) -> list[tuple[Any, Any]]:
+    """Fixture values of a wider scope that have a state to put back before each run."""
+    import copy
+
+    found: list[tuple[Any, Any]] = []
+    for name, value in item.funcargs.items():
+        definitions = item._fixtureinfo.name2fixturedefs.get(name, ())
+        if not definitions or definitions[-1].scope == "function":
+            continue
+        if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
+            found.append((value, copy.deepcopy(value.state_dict())))
+    return found

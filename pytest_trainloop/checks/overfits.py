@@ -1,0 +1,260 @@
+"""`@overfits`: the loss falls on one frozen batch of the loop's own data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pytest_trainloop.checks._cause import nothing_learns, nothing_ran, title
+from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
+from pytest_trainloop.checks._options import OptionError
+from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
+from pytest_trainloop.runtime.drive import FreezeBatch, StopAfter, Stopped
+from pytest_trainloop.runtime.trend import FEWEST, Trend, has_reached, sparkline, target, trend_of
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from pytest_trainloop.checks._body import Body
+    from pytest_trainloop.runtime.record import Run, Step
+
+_LOOP = """
+    import torch
+    from torch import nn
+
+    from pytest_trainloop import overfits
+
+
+    def train(loader, epochs=10, lr=1e-2):
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        for _ in range(epochs):
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overfits(Check):
+    """The loss falls on one frozen batch of the loop's own data.
+
+    A loop that cannot learn a single batch by heart cannot learn anything. The body of the
+    test calls the training loop as it is; each data loader then delivers its first batch over
+    and over, the run is stopped as soon as the loss has fallen by `fall`, at the latest after
+    `steps` training steps, and the losses are judged by their trend.
+
+    Options:
+        steps: training steps after which the run is stopped.
+        fall: the part of the first loss that must be gone for the run to be stopped early. A
+            loop that ends or is stopped before passes if its loss was still falling, and
+            fails if it fell and then settled above that.
+        optimizer: the name of the optimizer whose losses are judged, where several are
+            trained on losses of their own (`opt_d`).
+
+    Limits: data that is no `DataLoader` (a list of batches, a tensor) is not frozen; the loss is
+    judged as it is. Passing is no proof of a correct loop: stale gradients or a layer outside
+    of the optimizer still learn one batch by heart.
+    """
+
+    steps: int = 100
+    fall: float = 0.5
+    optimizer: str | None = None
+
+    since: ClassVar[str] = "0.1.0"
+    examples: ClassVar[tuple[Passes | Fails | Unjudged, ...]] = (
+        Passes(
+            "the loop learns one batch by heart",
+            _LOOP
+            + """
+    @overfits
+    def test_training(tiny_loader):
+        train(tiny_loader)
+    """,
+        ),
+        Fails(
+            "a learning rate of zero",
+            _LOOP
+            + """
+    @overfits
+    def test_training(tiny_loader):
+        train(tiny_loader, lr=0.0)
+    """,
+            "overfits: the learning rate is 0 in all 20 steps of `optimizer` (AdamW, built at",
+        ),
+        Fails(
+            "the loop is never called",
+            """
+            import pytest
+
+
+            @pytest.mark.overfits
+            def test_training(tiny_loader):
+                assert len(tiny_loader) > 0
+            """,
+            "overfits: the test body never called backward",
+        ),
+        Unjudged(
+            "two steps show no trend",
+            _LOOP
+            + """
+    @overfits
+    def test_training(tiny_loader):
+        train(tiny_loader, epochs=1)
+    """,
+            "overfits: cannot judge: 2 training steps show no trend",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be judged by."""
+        if self.steps < FEWEST:
+            raise OptionError(f"`steps` is at least {FEWEST}, not {self.steps}")
+        if not 0 < self.fall < 1:
+            raise OptionError(f"`fall` is a part between 0 and 1, not {self.fall}")
+
+    def judge(self, body: Body) -> Verdict:
+        """Run the body once, on frozen data."""
+        freeze = FreezeBatch()
+        stop = _StopOnceFallen(self)
+        run = body.run(freeze, stop)
+        cause = nothing_ran(run)
+        if cause is not None:
+            raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
+        series = self._series_to_judge(stop.series, run)
+        ends = {index: trend_of(losses, self.fall) for index, losses in series.items()}
+        for index, trend in ends.items():
+            _refuse(trend, series[index], run, index, self, freeze.used)
+        index, losses = max(series.items(), key=lambda pair: len(pair[1]))
+        return Verdict(
+            f"loss {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps",
+            {
+                "steps": len(losses),
+                "first_loss": losses[0],
+                "last_loss": losses[-1],
+                "trend": ends[index].value,
+                "frozen": freeze.used,
+            },
+        )
+
+    def _series_to_judge(self, series: dict[int, list[float]], run: Run) -> dict[int, list[float]]:
+        names = [optimizer.name for optimizer in run.optimizers]
+        if self.optimizer is not None:
+            if self.optimizer not in names:
+                known = ", ".join(f"`{name}`" for name in names)
+                raise CannotJudgeError(f"no optimizer is called `{self.optimizer}`; seen: {known}")
+            return {i: losses for i, losses in series.items() if names[i] == self.optimizer}
+        if not series:
+            raise CannotJudgeError(
+                "the losses could not be read",
+                advice="back-propagate a loss that has one value",
+            )
+        good = (Trend.REACHED, Trend.FALLING)
+        trends = {i: trend_of(losses, self.fall) for i, losses in series.items()}
+        all_fall = all(trend in good for trend in trends.values())
+        if len(series) == 1 or all_fall or Trend.NOT_FINITE in trends.values():
+            return series
+        if nothing_learns(run) is None:
+            several = " and ".join(title(run.optimizers[i]) for i in series)
+            raise CannotJudgeError(
+                f"{several} are trained on losses of their own, and not all fall",
+                *(f"{names[i]}: {describe(losses)}" for i, losses in series.items()),
+                advice="losses that pull against each other need not fall; name the one to"
+                f' judge: @overfits(optimizer="{names[next(iter(series))]}")',
+            )
+        return series
+
+
+class _StopOnceFallen(StopAfter):
+    """Collects the losses of each optimizer, and stops the run once all have fallen."""
+
+    def __init__(self, check: Overfits) -> None:
+        super().__init__(check.steps)
+        self.check = check
+        self.series: dict[int, list[float]] = {}
+        self._last_backward: object = None
+
+    def after_step(self, optimizer: Optimizer, step: Step) -> None:
+        __tracebackhide__ = True
+        loss = step.loss
+        # Optimizers that step on the same gradients have one loss between them.
+        if loss is not None and step.backwards[-1] is not self._last_backward:
+            self._last_backward = step.backwards[-1]
+            self.series.setdefault(step.optimizer, []).append(loss)
+        super().after_step(optimizer, step)
+        fallen = (has_reached(losses, self.check.fall) for losses in self.series.values())
+        if self.series and all(fallen):
+            self.stopped = True
+            raise Stopped
+
+
+def describe(losses: list[float]) -> str:
+    """The losses of a run in one line, with a small plot."""
+    return f"loss {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps  {sparkline(losses)}"
+
+
+def _refuse(
+    trend: Trend, losses: list[float], run: Run, index: int, check: Overfits, frozen: bool
+) -> None:
+    """Raise what a trend that is not good enough means; do nothing for a good one."""
+    if trend in (Trend.REACHED, Trend.FALLING):
+        return
+    if trend is Trend.NOT_FINITE:
+        _refuse_not_finite(losses, run, index)
+    cause = nothing_learns(run)
+    if cause is not None:
+        raise PromiseBrokenError(
+            cause.message, describe(losses), *cause.evidence, advice=cause.advice
+        )
+    if trend is Trend.TOO_SHORT:
+        raise CannotJudgeError(
+            f"{len(losses)} training step{'s' if len(losses) > 1 else ''} show no trend",
+            describe(losses),
+            advice=f"let the loop make at least {FEWEST} steps: more epochs, or more batches",
+        )
+    data = "one frozen batch" if frozen else "the data the test gave it"
+    if trend is Trend.SETTLED:
+        goal = target(losses[0], check.fall)
+        raise PromiseBrokenError(
+            f"the loss settled at {losses[-1]:.4g} on {data}; {goal:.4g} was to be reached",
+            describe(losses),
+            *_gradients(run, index),
+            advice="look for a loss that cannot go lower (softmax before cross entropy), labels"
+            " that do not follow the inputs, or a part of the model that is not trained; a"
+            " loss with a higher floor takes @overfits(fall=...)",
+        )
+    verb = "rises" if trend is Trend.RISING else "does not fall"
+    raise PromiseBrokenError(
+        f"the loss {verb} on {data}: {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps",
+        describe(losses),
+        *_gradients(run, index),
+        advice="look for a wrong sign or a too high learning rate (the loss rises), labels that"
+        " do not follow the inputs or a part that is not trained (it stays); a slow loop takes"
+        " @overfits(steps=...)",
+    )
+
+
+def _refuse_not_finite(losses: list[float], run: Run, index: int) -> None:
+    bad = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+    rates = run.steps_of(index)[min(bad, len(run.steps_of(index)) - 1)].learning_rates
+    raise PromiseBrokenError(
+        f"the loss is {losses[bad]} at step {bad + 1}",
+        describe(losses),
+        f"learning rate there: {', '.join(f'{rate:.3g}' for rate in rates)}",
+        advice="look for a too high learning rate, a logarithm or division of zero, or inputs"
+        " that are not finite",
+    )
+
+
+def _gradients(run: Run, index: int) -> list[str]:
+    norms = [s.gradient_norm for s in run.steps_of(index) if s.gradient_norm is not None]
+    if not norms:
+        return []
+    return [f"gradient norm {norms[0]:.3g} → {norms[-1]:.3g}  {sparkline(norms)}"]
+
+
+overfits = Marker(Overfits)

@@ -1,0 +1,206 @@
+"""The pytest plugin: hooks and fixtures, and no more than the way to what they need.
+
+Loaded in every session that has the package installed, so it imports nothing but pytest;
+what a marked test or a fixture needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_trainloop.checks import check_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from pytest_trainloop.runtime.drive import Interruption
+    from pytest_trainloop.runtime.record import Run
+    from pytest_trainloop.runtime.tiny import Tiny
+
+#: Fixtures that make a test one about training, so that its RNG is seeded.
+_SEEDED = frozenset(
+    ("trainloop", "checkpoint_dir", "tiny_dataset", "make_tiny", "tiny_model", "make_optimizer")
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our options; each has its ini twin."""
+    group = parser.getgroup("trainloop", "training loops")
+    group.addoption(
+        "--trainloop-seed",
+        type=int,
+        metavar="N",
+        help="seed of Python's, NumPy's and torch's RNG in tests of training loops (default: 0)",
+    )
+    parser.addini("trainloop_seed", "seed for tests of training loops (default: 0)", default="0")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the markers, with their pages' first lines where somebody asks for them."""
+    config.addinivalue_line(
+        "markers", "tiny(task='classification', ...): what the tiny_* fixtures are made of"
+    )
+    full = config.getoption("markers", default=False)
+    for name in check_names():
+        config.addinivalue_line("markers", _marker_help(name) if full else name)
+
+
+def _marker_help(name: str) -> str:
+    from pytest_trainloop.checks import check_class
+
+    check = check_class(name)
+    return f"{check.signature()}: {check.summary()}"
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say which seed is used."""
+    return f"trainloop: seed {_seed(config)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse markers on what pytest does not call as a function: they would do nothing."""
+    names = _checks_of(item)
+    if names and (not isinstance(item, pytest.Function) or getattr(item, "nofuncargs", False)):
+        marks = ", ".join(f"@{name}" for name in names)
+        pytest.fail(f"usage error: {marks} works on test functions only", pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a marked test as often as its checks ask, and any test of ours under a fixed seed.
+
+    Inside of the call phase, because pytest-randomly seeds when that begins.
+    """
+    __tracebackhide__ = True
+    names = _checks_of(pyfuncitem)
+    if not names and not any(name in _SEEDED for name in pyfuncitem.fixturenames):
+        return None
+    from pytest_trainloop.checks._item import run_checks, run_seeded
+
+    if names:
+        run_checks(pyfuncitem, names, _seed(pyfuncitem.config))
+        return True
+    return run_seeded(pyfuncitem, _seed(pyfuncitem.config))
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Count tests that could not be judged apart from those that failed."""
+    if report.when == "call" and report.failed and report.user_properties:
+        from pytest_trainloop.checks._item import was_unjudged
+
+        if was_unjudged(report):
+            return "cannot judge", "?", "CANNOT JUDGE"
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show one line for each check, and why some could not be judged."""
+    if any(report.user_properties for report in _reports(terminalreporter)):
+        from pytest_trainloop.checks._summary import write_summary
+
+        write_summary(terminalreporter, _reports(terminalreporter))
+
+
+def _reports(terminalreporter: Any) -> list[pytest.TestReport]:
+    return [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if getattr(report, "when", None) == "call"
+    ]
+
+
+def _checks_of(item: pytest.Item) -> list[str]:
+    names = check_names()
+    return sorted({mark.name for mark in item.iter_markers() if mark.name in names})
+
+
+def _seed(config: pytest.Config) -> int:
+    given = config.getoption("trainloop_seed", default=None)
+    seed = int(config.getini("trainloop_seed")) if given is None else given
+    if not 0 <= seed < 2**32:
+        raise pytest.UsageError(f"trainloop_seed is between 0 and 2**32 - 1, not {seed}")
+    return seed
+
+
+def _tiny(request: pytest.FixtureRequest) -> Tiny:
+    from pytest_trainloop.checks._item import tiny_options
+
+    return tiny_options(request.node)
+
+
+@pytest.fixture
+def make_tiny() -> Callable[..., Tiny]:
+    """A factory of tiny data and models: `make_tiny(task="images").loader()`."""
+    from pytest_trainloop.runtime.tiny import Tiny
+
+    return Tiny
+
+
+@pytest.fixture
+def tiny_dataset(request: pytest.FixtureRequest) -> TensorDataset:
+    """8 examples of 4 features in 2 classes that can be separated; see `@pytest.mark.tiny`."""
+    return _tiny(request).dataset()
+
+
+@pytest.fixture
+def tiny_loader(
+    request: pytest.FixtureRequest, tiny_dataset: TensorDataset
+) -> DataLoader[tuple[Tensor, ...]]:
+    """A `DataLoader` over `tiny_dataset`: batches of 4, in order."""
+    return _tiny(request).loader(tiny_dataset)
+
+
+@pytest.fixture
+def tiny_model(request: pytest.FixtureRequest) -> Module:
+    """A small model for `tiny_dataset`, always with the same weights."""
+    return _tiny(request).model()
+
+
+@pytest.fixture
+def make_optimizer() -> Callable[..., Optimizer]:
+    """A factory of optimizers over any parameters: `make_optimizer(model.parameters())`."""
+    from pytest_trainloop.runtime.tiny import optimizer_over
+
+    return optimizer_over
+
+
+@pytest.fixture
+def seeded_optimizer(tiny_model: Module) -> Optimizer:
+    """AdamW over the parameters of `tiny_model`."""
+    from pytest_trainloop.runtime.tiny import optimizer_over
+
+    return optimizer_over(tiny_model.parameters())
+
+
+@pytest.fixture
+def checkpoint_dir(request: pytest.FixtureRequest) -> Path:
+    """An empty folder for checkpoints; `resumes` hands the same one to the run that goes on."""
+    from pytest_trainloop.checks._body import stage_of
+
+    return stage_of(request.node).folder
+
+
+@pytest.fixture
+def interruption(request: pytest.FixtureRequest) -> Interruption:
+    """Which run of the `resumes` check this is: `stopping`, `resuming`, or neither."""
+    from pytest_trainloop.checks._body import stage_of
+
+    return stage_of(request.node).interruption
+
+
+@pytest.fixture
+def trainloop() -> Iterator[Run]:
+    """The record of what the test's training loop does: losses, gradient norms, rates."""
+    from pytest_trainloop.runtime.watch import watch
+
+    with watch() as run:
+        yield run

@@ -1,0 +1,136 @@
+"""Find the models that live in this process, and which of their modules depend on the mode."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.runtime.place import name_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+#: Prefixes that wrappers (torch.compile, DistributedDataParallel) put before a name.
+_WRAPPERS = {"OptimizedModule": "_orig_mod.", "DistributedDataParallel": "module."}
+#: Attributes that hold a dropout rate: at zero, the mode makes no difference.
+_RATES = ("p", "dropout", "drop_prob", "dropout_p")
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A parameter and where it lives in its model."""
+
+    tensor: Tensor
+    name: str
+    #: Class of the module that holds it.
+    module: str
+
+
+class LiveModel:
+    """A module that is part of no other: what people call the model. Held weakly."""
+
+    def __init__(self, root: Module) -> None:
+        self.ref = weakref.ref(root)
+        self.kind = type(root).__name__
+        self.name = name_of(root) or _unwrapped_name(root) or self.kind.lower()
+
+    def parameters(self) -> list[Owned]:
+        """Its parameters, with the names they have in it; empty once it is gone."""
+        root = self.ref()
+        return [] if root is None else list(_owned(root))
+
+    def mode_modules(self) -> list[tuple[str, Module]]:
+        """Its modules that compute something else in eval mode, with their names."""
+        root = self.ref()
+        if root is None:
+            return []
+        return [
+            (_plain_name(root, name), module)
+            for name, module in root.named_modules()
+            if depends_on_mode(module)
+        ]
+
+
+def live_models() -> list[LiveModel]:
+    """Every module alive that no other module holds."""
+    modules = _live_modules()
+    held = {id(child) for module in modules for child in _children(module)}
+    return [LiveModel(module) for module in modules if id(module) not in held]
+
+
+def _live_modules() -> list[Module]:
+    from torch.nn import Module
+
+    # Ask the type, not isinstance(): that would wake up lazy proxies among the objects.
+    is_module: dict[type, bool] = {}
+    found: list[Module] = []
+    for thing in gc.get_objects():
+        kind = type(thing)
+        answer = is_module.get(kind)
+        if answer is None:
+            answer = is_module[kind] = issubclass(kind, Module)
+        if answer and "_parameters" in getattr(thing, "__dict__", ()):
+            found.append(thing)
+    return found
+
+
+def _children(module: Module) -> list[Module]:
+    held = module.__dict__.get("_modules")
+    return [child for child in (held or {}).values() if child is not None]
+
+
+def _unwrapped_name(root: Module) -> str | None:
+    inner = _children(root) if type(root).__name__ in _WRAPPERS else []
+    return name_of(inner[0]) if inner else None
+
+
+def _plain_name(root: Module, name: str) -> str:
+    return name.removeprefix(_WRAPPERS.get(type(root).__name__, "")).replace("_orig_mod.", "")
+
+
+def _owned(root: Module) -> Iterator[Owned]:
+    seen: set[int] = set()
+    for prefix, module in root.named_modules():
+        for key, tensor in module.named_parameters(recurse=False):
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            name = f"{prefix}.{key}" if prefix else key
+            yield Owned(tensor, _plain_name(root, name), type(module).__name__)
+
+
+def depends_on_mode(module: Module) -> bool:
+    """Whether `module` itself (not its children) computes something else in eval mode.
+
+    Its `forward` must read `training`; a rate of zero, or a norm without running
+    statistics, makes no difference.
+    """
+    code = getattr(type(module).forward, "__code__", None)
+    if code is None or "training" not in code.co_names:
+        return False
+    rates = [getattr(module, name, None) for name in _RATES]
+    if any(isinstance(rate, (int, float)) and rate == 0 for rate in rates):
+        return False
+    return getattr(module, "track_running_stats", True) is not False
+
+
+def reached_leaves(loss: Tensor, limit: int = 50_000) -> list[Tensor]:
+    """The leaf tensors that the graph of `loss` leads to; stops after `limit` nodes."""
+    start = loss.grad_fn
+    seen = {start}
+    waiting = [start] if start is not None else []
+    leaves: list[Tensor] = []
+    while waiting and len(seen) < limit:
+        node = waiting.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves.append(variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return leaves

@@ -1,0 +1,122 @@
+"""Watch a run: install the probes, and let others take part in what they see.
+
+A probe is a file of `runtime/probes/`: one way of seeing. It defines `install(observer)`,
+which replaces functions through `observer.patches` and writes events to `observer.run`. It is
+found by walking the folder; nothing is registered. Whoever wants to act on a run (stop it,
+freeze its data, take fingerprints) is a `Listener`.
+
+Watching never draws a random number, never keeps a graph alive and never hooks a forward.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from functools import cache
+from importlib import import_module
+from types import CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pytest_trainloop.runtime import probes
+from pytest_trainloop.runtime.participants import Participants
+from pytest_trainloop.runtime.patch import Patches, hide_from_compiler
+from pytest_trainloop.runtime.place import readable, user_place
+from pytest_trainloop.runtime.record import CLOSE_EVERY, CLOSE_STEPS, Run, Step
+from pytest_trainloop.runtime.stale import StaleGradients
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from typing_extensions import Self
+
+    from pytest_trainloop.runtime.record import Backward
+
+
+class Listener:
+    """Takes part in a watched run. Each method is called at its moment; all may raise."""
+
+    def deliver(self, iterator: Any, batch: Any) -> Any:
+        """Return what the data loader shall deliver instead of `batch`."""
+        return batch
+
+    def before_backward(self, backward: Backward) -> None:
+        """Act before a loss is back-propagated."""
+
+    def before_step(self, optimizer: Optimizer, step: Step) -> None:
+        """Act before the weights change."""
+
+    def after_step(self, optimizer: Optimizer, step: Step) -> None:
+        """Act after the weights have changed."""
+
+
+class Observer:
+    """Everything that the probes of one watched run share."""
+
+    def __init__(self, run: Run, listeners: tuple[Listener, ...] = ()) -> None:
+        self.run = run
+        self.listeners = listeners
+        self.patches = Patches()
+        self.people = Participants(run)
+        self.stale = StaleGradients()
+        #: Backward calls that no optimizer has used yet, and those that the last one used.
+        self.pending: list[Backward] = []
+        self.used: tuple[Backward, ...] = ()
+        #: Optimizers that are stepping now, outermost first.
+        self.stepping: list[Any] = []
+        #: Optimizers that a `GradScaler` is stepping now, by identity.
+        self.scaler_stepping: set[int] = set()
+        #: Scalers that were used, by identity.
+        self.scalers: dict[int, Any] = {}
+        self._places: dict[tuple[str, int], str] = {}
+
+    def __enter__(self) -> Self:
+        """Start watching."""
+        _hide_ourselves()
+        for probe in all_probes():
+            probe.install(self)
+        self.patches.active = True
+        self.run.survey = self.people.survey
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop watching: put everything back and bring the record up to date."""
+        self.patches.restore()
+        self.run.last_survey = self.people.survey()
+        self.run.survey = None
+
+    def place(self) -> str:
+        """`path:line` of the user's code that is running now."""
+        place = user_place()
+        text = self._places.get(place)
+        if text is None:
+            text = self._places[place] = readable(place)
+        return text
+
+
+def looks_closely(number: int) -> bool:
+    """Whether the event with this number, from 1, is one to look at closely."""
+    return number <= CLOSE_STEPS or number % CLOSE_EVERY == 0
+
+
+@cache
+def all_probes() -> tuple[ModuleType, ...]:
+    """The probes, in alphabetical order."""
+    names = sorted(module.name for module in pkgutil.iter_modules(probes.__path__))
+    return tuple(import_module(f"{probes.__name__}.{name}") for name in names)
+
+
+@cache
+def _hide_ourselves() -> None:
+    """Keep torch.compile from tracing into the code of this package."""
+    package = __name__.rpartition(".")[0] + "."
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(package)]
+    hide_from_compiler([code for module in modules for code in _codes(module)])
+
+
+def _codes(owner: object) -> list[CodeType]:
+    found: list[CodeType] = []
+    for thing in list(vars(owner).values()):
+        if isinstance(thing, FunctionType) and thing.__module__.startswith("pytest_trainloop"):
+            found.append(thing.__code__)
+        elif isinstance(thing, type) and thing.__module__.startswith("pytest_trainloop"):
+            found.extend(_codes(thing))
+    return found

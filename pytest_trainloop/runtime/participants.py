@@ -1,0 +1,233 @@
+"""Who takes part in a run: optimizers, parameters and the modules that depend on the mode.
+
+The record gives everybody a number in the order of their appearance; this is the book that
+knows which object has which number. Parameters are held until the optimizers that move them
+are gone and others have come, so that a model that a training function kept to itself can
+still be surveyed at the end of the run.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.runtime import record
+from pytest_trainloop.runtime.models import LiveModel, live_models
+from pytest_trainloop.runtime.place import name_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+#: Values kept of a parameter to tell whether it moved: all of them up to this many in a run,
+#: then a sample of each.
+_KEPT_VALUES = 2**25
+_SAMPLE = 4096
+
+
+@dataclass(slots=True)
+class KnownParameter:
+    """A parameter that takes part; `index` is its number in the record."""
+
+    index: int
+    tensor: Tensor
+    name: str
+    model: LiveModel | None
+    module: str | None
+    first: Tensor | None
+    stride: int
+    optimizers: list[int] = field(default_factory=list)
+    reached: bool = False
+    had_gradient: bool = False
+    had_nonzero_gradient: bool = False
+
+
+@dataclass(slots=True)
+class KnownOptimizer:
+    """An optimizer that stepped; `index` is its number in the record."""
+
+    index: int
+    ref: weakref.ref[Optimizer]
+    fact: record.Optimizer
+    parameters: list[KnownParameter]
+    #: The number of parameters in each of its groups when it was last read.
+    sizes: tuple[int, ...]
+    #: Its learning rates at the last step, kept to store equal ones once.
+    rates: tuple[float, ...] = ()
+
+
+class Participants:
+    """The book of who takes part in one run."""
+
+    def __init__(self, run: record.Run) -> None:
+        self.run = run
+        self.built: dict[int, tuple[weakref.ref[Optimizer], str]] = {}
+        self.modes: list[weakref.ref[Module]] = []
+        self._optimizers: dict[int, KnownOptimizer] = {}
+        self._parameters: dict[int, KnownParameter] = {}
+        self._order: list[KnownParameter] = []
+        self._models: list[LiveModel] = []
+        self._kept_values = 0
+
+    def optimizer(self, optimizer: Optimizer) -> KnownOptimizer:
+        """The entry of an optimizer, made when it is first seen or its groups have grown."""
+        known = self._optimizers.get(id(optimizer))
+        if known is not None and known.ref() is optimizer:
+            if known.sizes != _sizes(optimizer):
+                self._read_groups(known, optimizer)
+            return known
+        fact = record.Optimizer(
+            name=name_of(optimizer) or type(optimizer).__name__,
+            kind=type(optimizer).__name__,
+            built=self._where_built(optimizer),
+            groups=(),
+        )
+        self.run.optimizers.append(fact)
+        index = len(self.run.optimizers) - 1
+        known = KnownOptimizer(index, weakref.ref(optimizer), fact, [], ())
+        self._optimizers[id(optimizer)] = known
+        self._read_groups(known, optimizer)
+        return known
+
+    def saw_leaves(self, leaves: list[Tensor]) -> None:
+        """Note that a back-propagated graph leads to these tensors."""
+        from torch.nn import Parameter
+
+        # An input that wants a gradient is a leaf too, but nobody trains it unless it is
+        # a Parameter or an optimizer has it.
+        trained = [t for t in leaves if isinstance(t, Parameter) or id(t) in self._parameters]
+        self._find_models(trained)
+        for tensor in trained:
+            self._known(tensor).reached = True
+
+    def survey(self) -> list[record.Parameter]:
+        """Describe every parameter as it stands now."""
+        models = {id(known.model) for known in self._order if known.model is not None}
+        for model in self._models:
+            if id(model) in models:
+                self._take_in(model)
+        several = len(models) > 1
+        return [self._describe(known, several) for known in self._order]
+
+    def _read_groups(self, known: KnownOptimizer, optimizer: Optimizer) -> None:
+        groups = [list(group["params"]) for group in optimizer.param_groups]
+        known.sizes = _sizes(optimizer)
+        self._find_models([tensor for group in groups for tensor in group])
+        entries = [[self._known(tensor) for tensor in group] for group in groups]
+        known.parameters = [entry for group in entries for entry in group]
+        known.fact.groups = tuple(tuple(entry.index for entry in group) for group in entries)
+        for position, entry in enumerate(known.parameters):
+            if known.index not in entry.optimizers:
+                entry.optimizers.append(known.index)
+            if entry.model is None and not entry.name:
+                entry.name = f"{known.fact.name} parameter {position}"
+
+    def _find_models(self, tensors: list[Tensor]) -> None:
+        """Look for the models that own `tensors`, where some are not known yet."""
+        unknown = {id(tensor) for tensor in tensors if id(tensor) not in self._parameters}
+        if not unknown:
+            return
+        # The largest first: where two hold the same parameter, it is named after the larger.
+        found = [(model, model.parameters()) for model in live_models()]
+        for model, owned in sorted(found, key=lambda pair: -len(pair[1])):
+            if any(id(owned_one.tensor) in unknown for owned_one in owned):
+                self._models.append(model)
+                self._take_in(model)
+                self._watch_modes(model)
+
+    def _take_in(self, model: LiveModel) -> None:
+        for owned in model.parameters():
+            if id(owned.tensor) not in self._parameters:
+                known = self._known(owned.tensor)
+                known.name, known.module, known.model = owned.name, owned.module, model
+
+    def _watch_modes(self, model: LiveModel) -> None:
+        for name, module in model.mode_modules():
+            self.run.mode_modules.append(record.ModeModule(name, type(module).__name__))
+            self.modes.append(weakref.ref(module))
+
+    def _known(self, tensor: Tensor) -> KnownParameter:
+        known = self._parameters.get(id(tensor))
+        if known is None:
+            first, stride = self._first_values(tensor)
+            known = KnownParameter(len(self._order), tensor, "", None, None, first, stride)
+            self._parameters[id(tensor)] = known
+            self._order.append(known)
+        return known
+
+    def _first_values(self, tensor: Tensor) -> tuple[Tensor | None, int]:
+        try:
+            size = tensor.numel()
+            stride = 1
+            if self._kept_values + size > _KEPT_VALUES:
+                stride = max(1, size // _SAMPLE)
+            self._kept_values += size // stride
+            return _values(tensor, stride).clone(), stride
+        except (RuntimeError, ValueError, NotImplementedError):
+            # Lazy, meta and sharded parameters have no values to keep.
+            return None, 1
+
+    def _where_built(self, optimizer: Optimizer) -> str:
+        ref, where = self.built.get(id(optimizer), (None, ""))
+        return where if ref is not None and ref() is optimizer else ""
+
+    def _describe(self, known: KnownParameter, several: bool) -> record.Parameter:
+        gradient = known.tensor.grad
+        if gradient is not None and not known.had_nonzero_gradient:
+            known.had_gradient = True
+            known.had_nonzero_gradient = (
+                bool(gradient.count_nonzero()) if _dense(gradient) else True
+            )
+        moved, change = _movement(known)
+        model = known.model.name if known.model else None
+        name = known.name or f"parameter {known.index}"
+        return record.Parameter(
+            name=f"{model}.{name}" if several and model else name,
+            model=model,
+            module=known.module,
+            shape=tuple(known.tensor.shape),
+            trainable=known.tensor.requires_grad,
+            optimizers=tuple(known.optimizers),
+            reached=known.reached,
+            had_gradient=known.had_gradient,
+            had_nonzero_gradient=known.had_nonzero_gradient,
+            moved=moved,
+            relative_change=change,
+        )
+
+
+def _sizes(optimizer: Optimizer) -> tuple[int, ...]:
+    return tuple(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _dense(tensor: Tensor) -> bool:
+    import torch
+
+    return tensor.layout == torch.strided
+
+
+def _values(tensor: Tensor, stride: int) -> Tensor:
+    values = tensor.detach()
+    return values if stride == 1 else values.flatten()[::stride]
+
+
+def _movement(known: KnownParameter) -> tuple[bool | None, float | None]:
+    import torch
+
+    if known.first is None:
+        return None, None
+    try:
+        now = _values(known.tensor, known.stride)
+        if now.shape != known.first.shape:
+            return True, None
+        if torch.equal(now, known.first):
+            return False, 0.0
+        first = known.first.to(now.device).double()
+        size = float(first.norm())
+        change = float((now.double() - first).norm())
+        return True, change / size if size else None
+    except (RuntimeError, NotImplementedError):
+        # Sharded and quantized tensors do not support all of this.
+        return None, None

@@ -1,0 +1,102 @@
+"""Where in the user's code something was called, and what they call an object."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from types import CodeType, FrameType, ModuleType
+
+_OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_STDLIB = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_TORCH = tuple(f"{folder}torch{os.sep}" for folder in _INSTALLED)
+#: How close code is to the user: their own, an installed library's, or none of their business.
+_USER, _LIBRARY, _MACHINERY = 2, 1, 0
+
+_closeness: dict[CodeType, int] = {}
+
+
+def _classify(code: CodeType) -> int:
+    path = code.co_filename
+    if path.startswith((_OURS, "<frozen")) or any(part in path for part in _TORCH):
+        return _MACHINERY
+    if any(part in path for part in _INSTALLED):
+        return _MACHINERY if "_pytest" in path or "pluggy" in path else _LIBRARY
+    return _MACHINERY if path.startswith(_STDLIB) else _USER
+
+
+def closeness(code: CodeType) -> int:
+    """How close `code` is to the user; remembered, because it is asked in every step."""
+    known = _closeness.get(code)
+    if known is None:
+        known = _closeness[code] = _classify(code)
+    return known
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def user_frames() -> list[FrameType]:
+    """The frames of the user's own code on the stack, innermost first."""
+    return [frame for frame in _outwards(sys._getframe(1)) if closeness(frame.f_code) == _USER]
+
+
+def user_place() -> tuple[str, int]:
+    """File and 1-based line of the innermost frame of the user's code.
+
+    Where there is none, that of the innermost library that is not torch.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    fallback: FrameType | None = None
+    while frame is not None:
+        close = closeness(frame.f_code)
+        if close == _USER:
+            return frame.f_code.co_filename, frame.f_lineno
+        if close == _LIBRARY and fallback is None:
+            fallback = frame
+        frame = frame.f_back
+    return (fallback.f_code.co_filename, fallback.f_lineno) if fallback else ("", 0)
+
+
+def readable(place: tuple[str, int]) -> str:
+    """`path:line`, the path relative to the working folder where it lies below it."""
+    path, line = place
+    if not path:
+        return ""
+    folder = os.getcwd() + os.sep
+    return f"{path.removeprefix(folder)}:{line}"
+
+
+def name_of(thing: object) -> str | None:
+    """What the user's code calls `thing`: a variable, or an attribute of one.
+
+    Looks through the user's frames, innermost first: local variables, then attributes of
+    `self` (as `self.opt`), then of other local objects. None where nothing is found.
+    """
+    for frame in user_frames():
+        variables = dict(frame.f_locals)
+        for name, value in variables.items():
+            if value is thing:
+                return name
+        for name, value in variables.items():
+            for attribute, held in _attributes(value):
+                if held is thing:
+                    return f"{name}.{attribute}"
+    return None
+
+
+def _attributes(thing: object) -> list[tuple[str, object]]:
+    if isinstance(thing, (ModuleType, type)):
+        return []
+    try:
+        held = object.__getattribute__(thing, "__dict__")
+    except AttributeError:
+        return []
+    # A torch module keeps its submodules one level down, under their names.
+    inner = held.get("_modules")
+    return [*held.items(), *(inner.items() if isinstance(inner, dict) else ())]

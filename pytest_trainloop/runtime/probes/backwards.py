@@ -1,0 +1,134 @@
+"""See each backward: `loss.backward()` and `torch.autograd.backward(...)`.
+
+`Tensor.backward` looks `torch.autograd.backward` up when it is called, so one replacement
+sees both, and every framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, SupportsFloat, cast
+
+from pytest_trainloop.runtime.models import reached_leaves
+from pytest_trainloop.runtime.observe import looks_closely
+from pytest_trainloop.runtime.probes.scaling import scale_of
+from pytest_trainloop.runtime.record import Backward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pytest_trainloop.runtime.observe import Observer
+
+
+def install(observer: Observer) -> None:
+    """Replace `torch.autograd.backward` and `torch.autograd.grad`."""
+    import torch
+
+    watch = _Backwards(observer)
+    observer.patches.replace(torch.autograd, "backward", watch.replace_backward)
+    observer.patches.replace(torch.autograd, "grad", watch.replace_grad)
+
+
+class _Backwards:
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.count = 0
+        self.running = False
+        self.seen_places: set[str] = set()
+
+    def replace_backward(self, original: Callable[..., Any]) -> FunctionType:
+        patches = self.observer.patches
+
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            # Activation checkpointing calls backward inside of a backward.
+            if not patches.active or self.running:
+                return original(*args, **kwargs)
+            event = self.begin(args, kwargs)
+            self.running = True
+            try:
+                result = original(*args, **kwargs)
+            except BaseException:
+                self.discard(event)
+                raise
+            finally:
+                self.running = False
+            self.observer.stale.after_backward()
+            return result
+
+        return cast("FunctionType", backward)
+
+    def replace_grad(self, original: Callable[..., Any]) -> FunctionType:
+        def grad(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            if self.observer.patches.active and not self.running:
+                self.observer.run.gradient_calls += 1
+            return original(*args, **kwargs)
+
+        return cast("FunctionType", grad)
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backward:
+        observer = self.observer
+        self.count += 1
+        losses = _as_list(args[0] if args else kwargs.get("tensors"))
+        weights = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
+        where = observer.place()
+        if where not in self.seen_places:
+            self.seen_places.add(where)
+            observer.people.saw_leaves([leaf for loss in losses for leaf in reached_leaves(loss)])
+        scale = scale_of(losses[0]) if observer.scalers and losses else 1.0
+        inside = observer.people.optimizer(observer.stepping[0]) if observer.stepping else None
+        event = Backward(
+            value=_value(losses, _as_list(weights), scale),
+            scale=scale,
+            where=where,
+            inside_step_of=inside.index if inside else None,
+            in_eval_mode=self.modes() if looks_closely(self.count) else None,
+        )
+        observer.run.events.append(event)
+        observer.pending.append(event)
+        observer.stale.before_backward()
+        for listener in observer.listeners:
+            listener.before_backward(event)
+        return event
+
+    def discard(self, event: Backward) -> None:
+        if event in self.observer.pending:
+            self.observer.pending.remove(event)
+
+    def modes(self) -> tuple[int, ...]:
+        modules = (ref() for ref in self.observer.people.modes)
+        return tuple(i for i, module in enumerate(modules) if module and not module.training)
+
+
+def _as_list(tensors: Any) -> list[Any]:
+    if tensors is None:
+        return []
+    return list(tensors) if isinstance(tensors, (list, tuple)) else [tensors]
+
+
+def _value(
+    losses: list[Tensor], weights: list[Tensor | None], scale: float
+) -> SupportsFloat | None:
+    """The sum of what is back-propagated, each weighted with the gradient it is given."""
+    total: Any = None
+    for position, loss in enumerate(losses):
+        weight = weights[position] if position < len(weights) else None
+        part = _weighted(loss, weight)
+        if part is None:
+            return None
+        total = part if total is None else total + part
+    if total is None or scale == 1.0:
+        return cast("SupportsFloat | None", total)
+    return cast("SupportsFloat", total / scale)
+
+
+def _weighted(loss: Tensor, weight: Tensor | None) -> Any:
+    try:
+        value = loss.detach() if weight is None else (loss.detach() * weight.detach()).sum()
+        # Elsewhere than on the CPU, reading the value would wait for the device.
+        return value.item() if value.device.type == "cpu" else value.clone()
+    except RuntimeError:
+        # No single value to read: a tensor that is being traced or mapped over.
+        return None

@@ -1,0 +1,94 @@
+"""See what a `DataLoader` delivers (also `StatefulDataLoader`, also with workers)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, cast
+
+from pytest_trainloop.runtime.record import Batch, EpochEnd, Loader
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.observe import Observer
+
+
+def install(observer: Observer) -> None:
+    """Replace `_BaseDataLoaderIter.__next__`, which every loader's iterator inherits."""
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+    watch = _Batches(observer)
+    observer.patches.replace(_BaseDataLoaderIter, "__next__", watch.replace_next)
+
+
+@dataclass(slots=True)
+class _Known:
+    dataset: Any
+    index: int
+    #: The iterator of the pass that goes on, by identity, and what it has delivered.
+    iterator: int = 0
+    epoch: int = -1
+    delivered: int = 0
+
+
+class _Batches:
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        #: By the identity of the dataset, which is kept.
+        self.known: dict[int, _Known] = {}
+
+    def replace_next(self, original: Callable[..., Any]) -> FunctionType:
+        observer = self.observer
+        events = observer.run.events
+
+        def __next__(iterator: Any) -> Any:  # noqa: N807
+            __tracebackhide__ = True
+            if not observer.patches.active:
+                return original(iterator)
+            import torch
+
+            known = self.loader_of(iterator)
+            enabled = torch.is_grad_enabled()
+            try:
+                batch = original(iterator)
+            except StopIteration:
+                events.append(EpochEnd(known.index, known.epoch, known.delivered))
+                raise
+            events.append(Batch(known.index, known.epoch, known.delivered, enabled))
+            known.delivered += 1
+            for listener in observer.listeners:
+                batch = listener.deliver(iterator, batch)
+            return batch
+
+        return cast("FunctionType", __next__)
+
+    def loader_of(self, iterator: Any) -> _Known:
+        dataset = iterator._dataset
+        known = self.known.get(id(dataset))
+        if known is None:
+            self.observer.run.loaders.append(_describe(iterator))
+            known = _Known(dataset, len(self.observer.run.loaders) - 1)
+            self.known[id(dataset)] = known
+        # `_num_yielded` starts again from 0 where an iterator is used for another pass.
+        if known.iterator != id(iterator) or iterator._num_yielded == 0:
+            known.iterator = id(iterator)
+            known.epoch += 1
+            known.delivered = 0
+        return known
+
+
+def _describe(iterator: Any) -> Loader:
+    sampler = getattr(iterator._index_sampler, "sampler", iterator._index_sampler)
+    try:
+        batches: int | None = len(iterator)
+    except (TypeError, NotImplementedError):
+        # The dataset is a stream.
+        batches = None
+    return Loader(
+        dataset=type(iterator._dataset).__name__,
+        sampler=type(sampler).__name__,
+        batch_size=getattr(iterator._index_sampler, "batch_size", None),
+        workers=iterator._num_workers,
+        batches=batches,
+        has_set_epoch=callable(getattr(sampler, "set_epoch", None)),
+    )

@@ -1,0 +1,203 @@
+"""See each optimizer step through torch's own global hooks, and where optimizers are built.
+
+The hooks fire for every `torch.optim.Optimizer`, also one built before the watch. They fire
+twice where a subclass calls `super().step()` or an optimizer wraps another, so the innermost
+calls are left out; and before a closure runs, so the loss is read afterwards.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType, FunctionType
+from typing import TYPE_CHECKING, Any, cast
+
+from pytest_trainloop.runtime.observe import looks_closely
+from pytest_trainloop.runtime.record import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from pytest_trainloop.runtime.observe import Observer
+    from pytest_trainloop.runtime.participants import KnownOptimizer
+
+
+def install(observer: Observer) -> None:
+    """Register the two global step hooks and replace `Optimizer.__init__`."""
+    from torch.optim import optimizer
+
+    watch = _Steps(observer)
+    for register, hook in (
+        (optimizer.register_optimizer_step_pre_hook, watch.before),
+        (optimizer.register_optimizer_step_post_hook, watch.after),
+    ):
+        observer.patches.on_exit(register(hook).remove)
+    observer.patches.replace(optimizer.Optimizer, "__init__", watch.replace_init)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A step that has begun: `frame` identifies the call, without keeping it alive."""
+
+    optimizer: Any
+    frame: int
+    #: None for a step inside of another one of the same parameters.
+    step: Step | None = None
+    known: KnownOptimizer | None = None
+    #: How often the optimizer had evaluated closures before this step.
+    evaluations: int = 0
+
+
+class _Steps:
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.open: list[_Open] = []
+
+    def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        __tracebackhide__ = True
+        observer = self.observer
+        if not observer.patches.active:
+            return
+        frame = sys._getframe(1)
+        if self.open:
+            self.forget_broken_off(frame)
+        if self.is_part_of_another(optimizer):
+            self.open.append(_Open(optimizer, id(frame)))
+            return
+        known = observer.people.optimizer(optimizer)
+        step = self.describe(optimizer, known)
+        self.open.append(_Open(optimizer, id(frame), step, known, _evaluations(optimizer)))
+        observer.stepping.append(optimizer)
+        for listener in observer.listeners:
+            listener.before_step(optimizer, step)
+
+    def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        __tracebackhide__ = True
+        observer = self.observer
+        if not observer.patches.active or not self.open:
+            return
+        opened = self.open.pop()
+        if opened.step is None or opened.known is None:
+            return
+        observer.stepping.pop()
+        step = opened.step
+        self.take_backwards(step, _evaluations(optimizer) - opened.evaluations)
+        found_inf = getattr(optimizer, "found_inf", None)
+        step.applied = not (found_inf is not None and bool(found_inf))
+        opened.known.fact.steps = step.number
+        observer.run.events.append(step)
+        if looks_closely(step.number + 1):
+            observer.stale.mark(opened.known)
+        for listener in observer.listeners:
+            listener.after_step(optimizer, step)
+
+    def describe(self, optimizer: Optimizer, known: KnownOptimizer) -> Step:
+        observer = self.observer
+        rates = tuple([float(group.get("lr", math.nan)) for group in optimizer.param_groups])
+        if rates != known.rates:
+            known.rates = rates
+        step = Step(
+            optimizer=known.index,
+            number=known.fact.steps + 1,
+            backwards=(),
+            learning_rates=known.rates,
+            where=observer.place(),
+            through_scaler=id(optimizer) in observer.scaler_stepping,
+        )
+        if looks_closely(step.number):
+            step.stale = observer.stale.used_by(known)
+            _look_at_gradients(step, optimizer, known)
+        observer.stale.unmark(known)
+        return step
+
+    def take_backwards(self, step: Step, evaluations: int) -> None:
+        observer = self.observer
+        if observer.pending:
+            observer.used = tuple(observer.pending)
+            observer.pending.clear()
+        step.backwards = observer.used
+        inside = sum(backward.inside_step_of is not None for backward in step.backwards)
+        if inside and evaluations > 1:
+            step.counted = len(step.backwards) - inside + max(1, inside // evaluations)
+
+    def is_part_of_another(self, optimizer: Optimizer) -> bool:
+        """Whether a step of the same parameters is going on: `super().step()`, a wrapper."""
+        if not self.open:
+            return False
+        outer = {id(p) for group in self.open[-1].optimizer.param_groups for p in group["params"]}
+        inner = [p for group in optimizer.param_groups for p in group["params"]]
+        return any(id(parameter) in outer for parameter in inner)
+
+    def forget_broken_off(self, frame: FrameType | None) -> None:
+        """Drop steps that an exception ended: their call is no longer on the stack."""
+        running: set[int] = set()
+        while frame is not None:
+            running.add(id(frame))
+            frame = frame.f_back
+        while self.open and self.open[-1].frame not in running:
+            if self.open.pop().step is not None:
+                self.observer.stepping.pop()
+
+    def replace_init(self, original: Callable[..., Any]) -> FunctionType:
+        observer = self.observer
+
+        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            __tracebackhide__ = True
+            if observer.patches.active:
+                built = (weakref.ref(optimizer), observer.place())
+                observer.people.built[id(optimizer)] = built
+            original(optimizer, *args, **kwargs)
+
+        return cast("FunctionType", __init__)
+
+
+def _evaluations(optimizer: Optimizer) -> int:
+    """How often the optimizer has evaluated closures so far; 0 if it does not count."""
+    if type(optimizer).__name__ != "LBFGS":
+        return 0
+    state = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
+    return int(state.get("func_evals", 0))
+
+
+def _look_at_gradients(step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
+    import torch
+
+    # A fused optimizer is handed scaled gradients, and the scale beside them.
+    scale = getattr(optimizer, "grad_scale", None)
+    gradients = [(one, one.tensor.grad) for one in known.parameters]
+    step.without_gradient = tuple(one.index for one, gradient in gradients if gradient is None)
+    present = [(one, gradient) for one, gradient in gradients if gradient is not None]
+    if not present:
+        return
+    with torch.no_grad():
+        norms = _norms([gradient for _, gradient in present])
+    if norms is None:
+        return
+    step.nonfinite = tuple(
+        one.index for (one, _), norm in zip(present, norms, strict=True) if not math.isfinite(norm)
+    )
+    step.gradient_norm = math.hypot(*norms) / (1.0 if scale is None else float(scale))
+    for (one, _), norm in zip(present, norms, strict=True):
+        one.had_gradient = True
+        one.had_nonzero_gradient = one.had_nonzero_gradient or norm != 0
+
+
+def _norms(gradients: list[Tensor]) -> list[float] | None:
+    import torch
+
+    dense = [
+        gradient.detach() if gradient.layout == torch.strided else gradient.coalesce().values()
+        for gradient in gradients
+    ]
+    try:
+        norms = torch._foreach_norm(dense)
+        if len({norm.device for norm in norms}) == 1 and len({norm.dtype for norm in norms}) == 1:
+            return cast("list[float]", torch.stack(norms).tolist())
+        return [float(norm) for norm in norms]
+    except (RuntimeError, NotImplementedError):
+        # Gradients of a kind that has no norm (sharded, traced): nothing to say.
+        return None

@@ -1,0 +1,38 @@
+"""Watch a training loop without pytest: `with watch() as run: train(...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.runtime.record import Run
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.observe import Listener
+
+
+@contextmanager
+def watch(*listeners: Listener) -> Iterator[Run]:
+    """Record what happens to losses, gradients, learning rates and weights in the block.
+
+    The loop is not changed and computes, bit for bit, what it computes unwatched.
+
+        with watch() as run:
+            train(model, loader)
+        print(run.losses, run.gradient_norms, run.learning_rates)
+
+    Args:
+        listeners: take part in the run, see `pytest_trainloop.runtime.observe.Listener`.
+
+    Yields:
+        The record, filled while the block runs.
+
+    Raises:
+        ImportError: torch is not installed.
+    """
+    from pytest_trainloop.runtime.observe import Observer
+
+    run = Run()
+    with Observer(run, listeners):
+        yield run
