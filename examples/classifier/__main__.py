@@ -26,6 +26,7 @@ DEFAULTS = Config()
     default=Path("runs/classifier"),
     help="Folder of the checkpoint. A run that is found there goes on.",
 )
+@click.option("--examples", type=click.IntRange(100), default=DEFAULTS.examples, help="To draw.")
 @click.option("--epochs", type=click.IntRange(1), default=DEFAULTS.epochs)
 @click.option("--seed", type=click.IntRange(0), default=DEFAULTS.seed)
 @click.option("--learning-rate", type=float, default=DEFAULTS.learning_rate)
@@ -41,6 +42,7 @@ DEFAULTS = Config()
 @click.option("--fresh", is_flag=True, help="Start over: delete the checkpoint that is there.")
 def main(
     out: Path,
+    examples: int,
     epochs: int,
     seed: int,
     learning_rate: float,
@@ -53,7 +55,7 @@ def main(
     Stop it with Ctrl-C (or SIGTERM, or pull the plug) and give the same command again: it goes
     on, and ends with the same weights as if it had never been stopped.
     """
-    config = Config(seed=seed, epochs=epochs, learning_rate=learning_rate)
+    config = Config(seed, examples, epochs=epochs, learning_rate=learning_rate)
     checkpoint = Checkpoint(out)
     if fresh:
         checkpoint.path.unlink(missing_ok=True)

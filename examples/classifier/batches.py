@@ -26,7 +26,7 @@ class Split:
 
     seed: int
     share: float
-    rule: str = "held out if the first 8 bytes of sha256(f'{seed}/{number}') / 2**64 < share"
+    rule: str = "held out if the first 8 bytes of sha256(seed/number) are below share * 2**64"
 
     def holds_out(self, number: int) -> bool:
         """Whether example `number` is kept away from training."""
