@@ -48,7 +48,9 @@ class CellSource:
         between = self.raw[spans[0][1] : spans[1][0]] if len(spans) > 1 else "," + opening[1:]
         before = [_DECODER.decode(self.raw[begin:end]) for begin, end in spans]
         written: list[str] = []
-        for kind, i1, i2, j1, j2 in SequenceMatcher(None, before, pieces, False).get_opcodes():
+        for kind, i1, i2, j1, j2 in SequenceMatcher(
+            a=before, b=pieces, autojunk=False
+        ).get_opcodes():
             if kind == "equal":
                 written.append(self.raw[spans[i1][0] : spans[i2 - 1][1]])
             else:

@@ -1,0 +1,145 @@
+"""Linting one file: read it, apply the rules, and say what went wrong if anything did."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.lint.document import (
+    Document,
+    UnreadableError,
+    document_from_bytes,
+)
+from pytest_trainloop.lint.files import reason_of
+from pytest_trainloop.lint.gate import Gate
+from pytest_trainloop.lint.outcome import FileError
+from pytest_trainloop.lint.result import FileResult
+from pytest_trainloop.lint.suppress import MARKER, find_suppressions
+from pytest_trainloop.lint.time_limit import TimeLimit, TimeLimitError
+from pytest_trainloop.lint.tracked_tree import TrackedTree
+from pytest_trainloop.source.read import read_source
+from pytest_trainloop.source.tree import digest
+
+if TYPE_CHECKING:
+    from pytest_trainloop.rules import Finding, Rule
+
+
+class FileLinter:
+    """Lints the files of one run, one after the other."""
+
+    def __init__(
+        self,
+        rules: Mapping[str, Rule],
+        files: Iterable[str],
+        *,
+        time_limit_s: float,
+    ) -> None:
+        """Prepare to lint.
+
+        Args:
+            rules: the rules to apply, by name.
+            files: all files of the run; calls are followed into them.
+            time_limit_s: the most seconds that one file may take.
+        """
+        self._gate = Gate(rules)
+        self._tree = TrackedTree(files)
+        self._time_limit_s = time_limit_s
+
+    def lint(self, path: str) -> FileResult:
+        """Lint a file on disk; whatever is wrong with it is in the result."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            return FileResult(
+                path, errors=(FileError(path, f"cannot be read: {reason_of(error)}"),)
+            )
+        return self.lint_bytes(path, data)
+
+    def lint_bytes(self, path: str, data: bytes) -> FileResult:
+        """Lint the content of a file."""
+        rules = self._gate.open_to(data)
+        result = FileResult(path, digest=digest(data))
+        if not rules and MARKER not in data:
+            return result
+        limit = TimeLimit(self._time_limit_s)
+        try:
+            with limit:
+                return self._lint(replace(result), data, rules)
+        except TimeLimitError:
+            message = f"took longer than {self._time_limit_s:g} s; given up"
+        except UnreadableError as error:
+            return replace(result, errors=(_error(path, error),))
+        except (RecursionError, MemoryError):
+            message = "cannot be read: it is nested too deeply"
+        return replace(result, errors=(FileError(path, message),))
+
+    def _lint(self, result: FileResult, data: bytes, rules: list[Rule]) -> FileResult:
+        document = document_from_bytes(result.path, data)
+        if MARKER in data:
+            result = replace(result, suppressions=tuple(find_suppressions(document.text)))
+        if not rules:
+            return result
+        self._tree.forget()
+        findings, errors = self._apply(document, rules)
+        return replace(
+            result,
+            findings=tuple(findings),
+            errors=tuple(errors),
+            consulted=self._tree.account(without=result.path),
+        )
+
+    def _apply(
+        self, document: Document, rules: list[Rule]
+    ) -> tuple[list[Finding], list[FileError]]:
+        path = document.path
+        try:
+            with warnings.catch_warnings():
+                # Python warns of `"\d"` as it parses; that is not ours to say.
+                warnings.simplefilter("ignore")
+                facts = read_source(document.text, path, self._tree)
+        except SyntaxError as error:
+            raise _unparsable(document, error) from None
+        except UnicodeEncodeError:
+            raise UnreadableError("it holds half of a surrogate pair") from None
+        except (RecursionError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 -- a crash of ours must not end the run
+            return [], [FileError(path, _crash("reading it", error))]
+        findings: list[Finding] = []
+        errors: list[FileError] = []
+        for rule in rules:
+            try:
+                findings += rule.lint(facts)
+            except (RecursionError, MemoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 -- as above; the other rules still speak
+                errors.append(FileError(path, _crash(f"rule `{rule.name}`", error)))
+        return findings, errors
+
+
+def _unparsable(document: Document, error: SyntaxError) -> UnreadableError:
+    line = error.lineno
+    cell = None
+    if line is not None:
+        cell, line = document.locate(line)
+    return UnreadableError(f"it is not Python: {error.msg}", line, cell)
+
+
+def _error(path: str, error: UnreadableError) -> FileError:
+    return FileError(path, f"cannot be read: {error.message}", error.line, error.cell)
+
+
+def _crash(what: str, error: Exception) -> str:
+    """One line that a bug report needs: what crashed, on which line of ours."""
+    trace = error.__traceback__
+    where = ""
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        where = f" ({os.path.basename(code.co_filename)}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{what} crashed, which is a bug of trainloop-lint: {told}{where}"

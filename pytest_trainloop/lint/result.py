@@ -1,0 +1,118 @@
+"""What linting one file gave, in a form that can be kept in a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pytest_trainloop.lint.suppression import Suppression
+
+if TYPE_CHECKING:
+    from pytest_trainloop.lint.outcome import FileError
+    from pytest_trainloop.rules import Finding, Fix
+    from pytest_trainloop.source.facts import Place
+
+
+@dataclass(frozen=True)
+class Consulted:
+    """What the findings of a file rest on besides its own text: other linted files."""
+
+    #: Each file that was looked into, with the digest of its content.
+    digests: tuple[tuple[str, str | None], ...] = ()
+    #: Each import that was looked up: the module, the importing file, the file it means.
+    imports: tuple[tuple[str, str, str | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What linting one file gave. A finding may stand in another file that this one calls."""
+
+    path: str
+    findings: tuple[Finding, ...] = ()
+    suppressions: tuple[Suppression, ...] = ()
+    errors: tuple[FileError, ...] = ()
+    #: Of the file's bytes; empty if they could not be read.
+    digest: str = ""
+    consulted: Consulted = Consulted()
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same content would give the same again: not after an error."""
+        return bool(self.digest) and not self.errors
+
+
+def to_row(result: FileResult) -> list[Any]:
+    """The result as plain lists and strings, without path and digest."""
+    return [
+        [_finding_row(finding) for finding in result.findings],
+        [
+            [s.line, s.column, s.end_column, s.first_line, s.last_line, list(s.names), s.fault]
+            for s in result.suppressions
+        ],
+        [list(pair) for pair in result.consulted.digests],
+        [list(found) for found in result.consulted.imports],
+    ]
+
+
+def from_row(path: str, digest: str, row: list[Any]) -> FileResult:
+    """The result that `to_row` made `row` of.
+
+    Raises:
+        TypeError, ValueError, KeyError, IndexError: it is no such row.
+    """
+    findings, suppressions, digests, imports = row
+    return FileResult(
+        path,
+        tuple(_finding(*finding) for finding in findings),
+        tuple(
+            Suppression(line, column, end_column, first, last, tuple(names), fault)
+            for line, column, end_column, first, last, names, fault in suppressions
+        ),
+        (),
+        digest,
+        Consulted(
+            tuple((file, content) for file, content in digests),
+            tuple((module, importer, file) for module, importer, file in imports),
+        ),
+    )
+
+
+def _finding_row(finding: Finding) -> list[Any]:
+    fix = finding.fix
+    edits = fix and [
+        [edit.kind, _place_row(edit.place), edit.code, edit.to and _place_row(edit.to)]
+        for edit in fix.edits
+    ]
+    return [
+        finding.rule,
+        _place_row(finding.place),
+        finding.message,
+        finding.advice,
+        fix and [edits, fix.safe],
+    ]
+
+
+def _place_row(place: Place) -> list[Any]:
+    return [place.path, place.line, place.column, place.end_line, place.end_column]
+
+
+def _finding(
+    rule: str, place: list[Any], message: str, advice: str, fix: list[Any] | None
+) -> Finding:
+    from pytest_trainloop.rules import Finding
+    from pytest_trainloop.source.facts import Place
+
+    return Finding(rule, Place(*place), message, advice, _fix(*fix) if fix else None)
+
+
+def _fix(edits: list[Any], safe: bool) -> Fix:
+    from pytest_trainloop.rules import Edit, Fix
+    from pytest_trainloop.source.facts import Place
+
+    return Fix(
+        tuple(
+            Edit(kind, Place(*place), code, Place(*to) if to else None)
+            for kind, place, code, to in edits
+        ),
+        safe,
+    )
