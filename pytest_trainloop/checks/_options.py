@@ -29,7 +29,8 @@ def read_options(
             f"{title} takes its options by keyword, not {', '.join(map(repr, args))}: "
             f"{signature_of(declared, marker)}"
         )
-    hints = get_type_hints(declared)
+    # Of the constructor, which knows the options alone: no class variables to resolve.
+    hints = get_type_hints(vars(declared)["__init__"])
     known = {option.name: hints[option.name] for option in _options(declared)}
     for option, value in kwargs.items():
         if option not in known:

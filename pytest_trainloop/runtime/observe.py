@@ -34,9 +34,18 @@ if TYPE_CHECKING:
 class Listener:
     """Takes part in a watched run. Each method is called at its moment; all may raise."""
 
+    def begin(self, observer: Observer) -> None:
+        """Act before the run begins."""
+
+    def end(self) -> None:
+        """Act when the run has ended, while its models may still live."""
+
     def deliver(self, iterator: Any, batch: Any) -> Any:
         """Return what the data loader shall deliver instead of `batch`."""
         return batch
+
+    def epoch_ended(self, iterator: Any) -> None:
+        """Act when a data loader has no more batches."""
 
     def before_backward(self, backward: Backward) -> None:
         """Act before a loss is back-propagated."""
@@ -75,11 +84,15 @@ class Observer:
             probe.install(self)
         self.patches.active = True
         self.run.survey = self.people.survey
+        for listener in self.listeners:
+            listener.begin(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Stop watching: put everything back and bring the record up to date."""
         self.patches.restore()
+        for listener in self.listeners:
+            listener.end()
         self.run.last_survey = self.people.survey()
         self.run.survey = None
 

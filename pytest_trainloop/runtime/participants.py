@@ -9,6 +9,7 @@ still be surveyed at the end of the run.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,8 @@ class Participants:
         self._optimizers: dict[int, KnownOptimizer] = {}
         self._parameters: dict[int, KnownParameter] = {}
         self._order: list[KnownParameter] = []
-        self._models: list[LiveModel] = []
+        #: The models that are trained: an optimizer or a back-propagated graph leads to them.
+        self.models: list[LiveModel] = []
         self._kept_values = 0
 
     def optimizer(self, optimizer: Optimizer) -> KnownOptimizer:
@@ -102,10 +104,16 @@ class Participants:
         for tensor in trained:
             self._known(tensor).reached = True
 
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter with a name that is the same in another run of the same code."""
+        for known in self._order:
+            owner = known.model.name if known.model else ""
+            yield f"{owner}.{known.name}", known.tensor
+
     def survey(self) -> list[record.Parameter]:
         """Describe every parameter as it stands now."""
         models = {id(known.model) for known in self._order if known.model is not None}
-        for model in self._models:
+        for model in self.models:
             if id(model) in models:
                 self._take_in(model)
         several = len(models) > 1
@@ -133,7 +141,7 @@ class Participants:
         found = [(model, model.parameters()) for model in live_models()]
         for model, owned in sorted(found, key=lambda pair: -len(pair[1])):
             if any(id(owned_one.tensor) in unknown for owned_one in owned):
-                self._models.append(model)
+                self.models.append(model)
                 self._take_in(model)
                 self._watch_modes(model)
 

@@ -53,6 +53,8 @@ class _Batches:
                 batch = original(iterator)
             except StopIteration:
                 events.append(EpochEnd(known.index, known.epoch, known.delivered))
+                for listener in observer.listeners:
+                    listener.epoch_ended(iterator)
                 raise
             events.append(Batch(known.index, known.epoch, known.delivered, enabled))
             known.delivered += 1
