@@ -10,6 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from pytest_trainloop.source.attachment import attached, is_forward
+from pytest_trainloop.source.checkpoints import (
+    Checkpoints,
+    Resume,
+    Role,
+    Save,
+    is_loaded,
+    start_of,
+)
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
 from pytest_trainloop.source.events import (
     Bare,
@@ -125,6 +134,11 @@ class FileFacts:
         return tuple(loop for trace in self.traces for loop in training_loops(trace))
 
     @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """All saving and loading of training state."""
+        return Checkpoints(self.traces, self.loops)
+
+    @cached_property
     def uses_other_library(self) -> bool:
         """Whether the file imports a library whose training verbs have the same names."""
         return bool(_OTHER_LIBRARY.search(self.source.text))
@@ -145,6 +159,7 @@ __all__ = [
     "Bare",
     "Branch",
     "Call",
+    "Checkpoints",
     "Class",
     "ClassFacts",
     "Collection",
@@ -168,8 +183,11 @@ __all__ = [
     "Partial",
     "Place",
     "Result",
+    "Resume",
     "Return",
     "Returned",
+    "Role",
+    "Save",
     "Step",
     "Store",
     "Super",
@@ -179,6 +197,7 @@ __all__ = [
     "Unknown",
     "Value",
     "With",
+    "attached",
     "cleared",
     "common",
     "constant",
@@ -193,7 +212,9 @@ __all__ = [
     "is_engine",
     "is_engine_step",
     "is_fabric",
+    "is_forward",
     "is_known_harmless",
+    "is_loaded",
     "is_model",
     "is_optimizer",
     "is_scaled_backward",
@@ -211,5 +232,6 @@ __all__ = [
     "origins",
     "same",
     "spelling",
+    "start_of",
     "stepped_optimizer",
 ]

@@ -13,9 +13,11 @@ from pytest_trainloop.source.expressions import operator
 from pytest_trainloop.source.frames import Branch, Loop, Try, With
 from pytest_trainloop.source.scopes import merge
 from pytest_trainloop.source.values import (
+    Attribute,
     Class,
     Constant,
     Function,
+    Instance,
     Operation,
     Unknown,
     Value,
@@ -63,6 +65,8 @@ def read_augmented(reader: Reader, node: ast.AugAssign) -> bool:
             owner = reader.evaluate(node.target.value)
             field = reader.fields.get((id(owner), node.target.attr))
             bound_in = field.context if field is not None else None
+            if bound_in is None and isinstance(owner, Instance) and not isinstance(before, Attribute):
+                bound_in = ()  # some other method of the class binds it
     value = reader.evaluate(node.value)
     result = Operation(operator(node.op), (before, value))
     if isinstance(node.target, ast.Name):

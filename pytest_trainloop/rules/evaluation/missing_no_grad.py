@@ -1,0 +1,501 @@
+"""The rule `missing-no-grad`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.source.facts import (
+    Call,
+    Context,
+    FileFacts,
+    Inside,
+    Place,
+    Result,
+    Return,
+    Store,
+    Trace,
+    Value,
+    constant,
+    exclusive,
+    gradients,
+    is_backward,
+    is_forward,
+    loops_of,
+    options,
+    origins,
+    same,
+    stepped_optimizer,
+)
+
+#: Words of code that evaluates and still needs gradients.
+_NEEDS_GRADIENTS = re.compile(
+    r"attack|advers|pgd|fgsm|saliency|grad_?cam|influence|energy|force|hessian|jacob|langevin"
+    r"|invert|inversion|attribut|deepdream|autograd|functorch|higher",
+    re.IGNORECASE,
+)
+_GRADIENT_CALLS = frozenset({"grad", "requires_grad_", "retain_grad", "set_grad_enabled", "enable_grad"})
+
+
+class MissingNoGrad(Rule):
+    """An evaluation builds the graph for a backward that never comes.
+
+    Symptom: evaluating needs as much memory as training, so the first validation runs out of
+    memory at a batch size that trained well; it is slower too.
+
+    Why: outside `torch.no_grad()` every operation on a parameter records what `backward()`
+    would need. `model.eval()` does not change that: it switches dropout and batch
+    normalisation, not gradients.
+
+    What torch does: nothing. An output with a graph is as good as one without.
+
+    Limits: an evaluation is reported where its callers are in sight, or where it switches the
+    model to eval mode itself and loops. Evaluations that take gradients on purpose (attacks,
+    saliency, forces from energies) are not.
+    """
+
+    since = "0.1"
+    triggers = ("eval|backward",)
+    sources = (
+        "https://pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation",
+        "https://github.com/hszhao/semseg/issues/60",
+        "https://github.com/skorch-dev/skorch/issues/218",
+        "https://github.com/OpenNMT/OpenNMT-py/issues/1141",
+        "https://github.com/facebookresearch/fairchem/issues/199",
+    )
+    examples = (
+        Bad(
+            "eval mode alone",
+            """
+            def validate(model, loader):
+                model.eval()
+                correct = 0
+                for x, y in loader:
+                    output = model(x)  # error
+                    correct += (output.argmax(1) == y).sum().item()
+                model.train()
+                return correct
+            """,
+            fixed="""
+            @torch.no_grad()
+            def validate(model, loader):
+                model.eval()
+                correct = 0
+                for x, y in loader:
+                    output = model(x)  # error
+                    correct += (output.argmax(1) == y).sum().item()
+                model.train()
+                return correct
+            """,
+        ),
+        Good(
+            "eval mode and no_grad",
+            """
+            @torch.no_grad()
+            def validate(model, loader):
+                model.eval()
+                correct = 0
+                for x, y in loader:
+                    output = model(x)
+                    correct += (output.argmax(1) == y).sum().item()
+                model.train()
+                return correct
+            """,
+        ),
+        Bad(
+            "inline, inside the training loop",
+            """
+            def main(model, loader, optimizer, test_x, test_y):
+                for step, (x, y) in enumerate(loader):
+                    loss = F.cross_entropy(model(x), y)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    if step % 50 == 0:
+                        output = model(test_x)  # error
+                        print((output.argmax(1) == test_y).float().mean().item())
+            """,
+        ),
+        Bad(
+            "a loss for the report",
+            """
+            def validate(model, loader, criterion):
+                model.eval()
+                losses = 0
+                for x, y in loader:
+                    loss = criterion(model(x), y)  # error
+                    losses += loss.item()
+                return losses / len(loader)
+
+            def main(model, loader, criterion, optimizer):
+                for epoch in range(10):
+                    model.train()
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        criterion(model(x), y).backward()
+                        optimizer.step()
+                    print(validate(model, loader, criterion))
+            """,
+        ),
+        Good(
+            "the caller holds no_grad",
+            """
+            def validate(model, loader, criterion):
+                model.eval()
+                losses = 0
+                for x, y in loader:
+                    losses += criterion(model(x), y).item()
+                return losses / len(loader)
+
+            def main(model, loader, criterion):
+                with torch.no_grad():
+                    print(validate(model, loader, criterion))
+            """,
+        ),
+        Good(
+            "one body for training and evaluation",
+            """
+            def run(model, loader, criterion, optimizer, training):
+                model.train(training)
+                with torch.set_grad_enabled(training):
+                    for x, y in loader:
+                        loss = criterion(model(x), y)
+                        if training:
+                            optimizer.zero_grad()
+                            loss.backward()
+                            optimizer.step()
+            """,
+        ),
+        Good(
+            "two context managers in one with",
+            """
+            def validate(model, loader):
+                model.eval()
+                for x, y in loader:
+                    with torch.inference_mode(), torch.autocast("cuda"):
+                        print(model(x))
+            """,
+        ),
+        Good(
+            "a helper that switches mode and gradients",
+            """
+            import contextlib
+            import torch
+
+            @contextlib.contextmanager
+            def evaluating(model):
+                model.eval()
+                with torch.no_grad():
+                    yield
+                model.train()
+
+            def validate(model, loader):
+                with evaluating(model):
+                    for x, y in loader:
+                        print(model(x))
+            """,
+        ),
+        Good(
+            "adversarial evaluation needs the gradient of the input",
+            """
+            def attack(model, x, y):
+                delta = torch.zeros_like(x, requires_grad=True)
+                F.cross_entropy(model(x + delta), y).backward()
+                return delta.grad.sign()
+
+            def evaluate_robustness(model, loader):
+                model.eval()
+                for x, y in loader:
+                    output = model(x + 0.1 * attack(model, x, y))
+                    print((output.argmax(1) == y).sum().item())
+            """,
+        ),
+        Good(
+            "forces are gradients of the energy",
+            """
+            def validate(model, loader):
+                model.eval()
+                for positions, forces in loader:
+                    positions.requires_grad_(True)
+                    energy = model(positions)
+                    predicted = -torch.autograd.grad(energy.sum(), positions)[0]
+                    print((predicted - forces).abs().mean().item())
+            """,
+        ),
+        Good(
+            "the model's parameters are frozen",
+            """
+            def extract(model, loader):
+                model.eval()
+                model.requires_grad_(False)
+                for x in loader:
+                    print(model(x))
+            """,
+        ),
+        Good(
+            "gradients are off for the whole script",
+            """
+            import torch
+            from models import build
+
+            torch.set_grad_enabled(False)
+            model = build().eval()
+            for path in ["a.png", "b.png"]:
+                print(model(path))
+            """,
+        ),
+        Good(
+            "a teacher in eval mode inside the graph of a student",
+            """
+            def train(student, teacher, loader, optimizer):
+                teacher.eval()
+                for x, y in loader:
+                    target = teacher(x)
+                    loss = F.mse_loss(student(x), target.detach())
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "Lightning switches gradients off by itself",
+            """
+            import lightning as L
+
+            class Lit(L.LightningModule):
+                def validation_step(self, batch, batch_idx):
+                    x, y = batch
+                    self.log("val_loss", self.criterion(self.net(x), y))
+            """,
+        ),
+        Good(
+            "fine-tuning with the model in eval mode on purpose",
+            """
+            def train(model, loader, optimizer):
+                model.eval()
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Look for forwards with gradients on whose results no backward ever uses."""
+        silent = _places_without_gradients(file)
+        for trace in file.traces:
+            if _takes_gradients_elsewhere(trace):
+                continue
+            reported: list[Context] = []
+            for call in trace.calls:
+                if _is_evaluation(trace, call) and call.place not in silent:
+                    region = call.context[: _depth_of_function(call.context)]
+                    if not any(region == known for known in reported):
+                        reported.append(region)
+                        yield self._report(call)
+
+    def _report(self, call: Call) -> Finding:
+        function = _function_of(call.context)
+        name = f"`{function.function.name}`" if function is not None else "this evaluation"
+        fix = None
+        if function is not None and not _trains(function, call):
+            fix = Fix((Edit("decorate", function.function.place, "@torch.no_grad()"),), safe=False)
+        return self.finding(
+            call.place,
+            f"`{call.text}` builds a graph in {name} that no backward uses",
+            "evaluate under `with torch.no_grad():`",
+            fix,
+        )
+
+
+def _places_without_gradients(file: FileFacts) -> set[Place]:
+    """Forwards that some caller in sight runs without gradients, so that others may be meant to."""
+    return {
+        call.place
+        for trace in file.traces
+        for call in trace.calls
+        if is_forward(call) and gradients(call.context) is not True
+    }
+
+
+def _takes_gradients_elsewhere(trace: Trace) -> bool:
+    """Whether gradients are switched by a statement, so that frames do not tell the state."""
+    return any(call.method == "set_grad_enabled" and call.discarded for call in trace.calls)
+
+
+def _is_evaluation(trace: Trace, call: Call) -> bool:
+    if not is_forward(call) or gradients(call.context) is not True or call.discarded:
+        return False
+    if _inside_a_module(call.context) or _is_handed(call.context):
+        return False
+    if not (_in_eval_mode(trace, call) or _is_a_probe(trace, call)):
+        return False
+    return not (
+        _is_used_for_gradients(trace, call)
+        or _needs_gradients(trace, call)
+        or _is_frozen(trace, call)
+    )
+
+
+def _inside_a_module(context: Context) -> bool:
+    return any(
+        isinstance(frame, Inside) and frame.function.owner is not None and frame.function.owner.is_module
+        for frame in context
+    )
+
+
+def _is_handed(context: Context) -> bool:
+    return any(isinstance(frame, Inside) and frame.handed for frame in context)
+
+
+def _in_eval_mode(trace: Trace, call: Call) -> bool:
+    """Whether the model was last switched to eval mode, in a loop or a function in sight."""
+    last: Call | None = None
+    for event in trace.calls:
+        if event.index >= call.index:
+            break
+        if event.method in ("eval", "train") and event.receiver is not None and not event.qualified:
+            if same(event.receiver, call.callee) and not exclusive(event.context, call.context):
+                last = event
+    if last is None or last.method == "train" and constant(last.argument(0, "mode")) is not False:
+        return False
+    repeated = bool(loops_of(call.context))
+    return repeated and (trace.entry is None or _shares_function(last, call, trace))
+
+
+def _shares_function(mode: Call, call: Call, trace: Trace) -> bool:
+    return _function_of(mode.context) is not None and bool(call.context)
+
+
+def _is_a_probe(trace: Trace, call: Call) -> bool:
+    """Whether the model is in training around the call, and this forward is beside it, on a branch.
+
+    The guard (`if step % 50 == 0`) tells it from a loss term that is built elsewhere.
+    """
+    if not loops_of(call.context):
+        return False
+    loop = loops_of(call.context)[-1]
+    at = call.context.index(loop)
+    guarded = any(type(frame).__name__ == "Branch" for frame in call.context[at + 1 :])
+    return guarded and any(
+        is_forward(other)
+        and other is not call
+        and loop in other.context
+        and same(other.callee, call.callee)
+        and _feeds_backward(trace, other)
+        for other in trace.calls
+    )
+
+
+def _feeds_backward(trace: Trace, call: Call) -> bool:
+    return any(
+        _made_by(part, call)
+        for backward in trace.calls
+        if is_backward(backward)
+        for given in backward.inputs
+        for part in origins(given)
+    )
+
+
+def _made_by(value: Value, call: Call) -> bool:
+    return getattr(value, "call", None) is call
+
+
+def _is_used_for_gradients(trace: Trace, call: Call) -> bool:
+    """Whether the result reaches a backward or a gradient, or leaves for where one may be."""
+    for event in trace.events:
+        if isinstance(event, Call) and event.index > call.index:
+            if is_backward(event) or event.method in _GRADIENT_CALLS:
+                if any(_made_by(part, call) for given in event.inputs for part in origins(given)):
+                    return True
+        if isinstance(event, Return) and event.index > call.index and _leaves(event, trace):
+            if any(_made_by(part, call) for part in _attached_origins(event.value)):
+                return True
+        if isinstance(event, Store) and event.index > call.index and event.kind == "attribute":
+            if any(_made_by(part, call) for part in _attached_origins(event.value)):
+                return True
+    return False
+
+
+def _attached_origins(value: Value) -> Iterator[Value]:
+    """What a value was made from, as far as the graph reaches: numbers have none."""
+    cut = ("item", "detach", "argmax", "numpy", "tolist", "cpu_numpy", "data")
+    queue = [value]
+    seen: set[int] = set()
+    for current in queue:
+        if id(current) in seen or len(seen) > 300:
+            continue
+        seen.add(id(current))
+        yield current
+        if isinstance(current, Result) and current.call.method in cut:
+            continue
+        if getattr(current, "name", "") in cut:
+            continue
+        queue.extend(current.parts())
+
+
+def _leaves(event: Return, trace: Trace) -> bool:
+    """Whether the return goes to a caller out of sight."""
+    functions = [frame for frame in event.context if isinstance(frame, Inside)]
+    return trace.entry is not None and len(functions) == 1
+
+
+def _needs_gradients(trace: Trace, call: Call) -> bool:
+    """Whether the function around the call, or what it calls, works with gradients of inputs."""
+    function = _function_of(call.context)
+    if function is not None and _NEEDS_GRADIENTS.search(function.function.name):
+        return True
+    depth = _depth_of_function(call.context)
+    for event in trace.inside(call.context[:depth]):
+        if isinstance(event, Call):
+            if event.method in _GRADIENT_CALLS or _NEEDS_GRADIENTS.search(event.name):
+                return True
+            given = event.keywords.get("requires_grad")
+            if given is not None and constant(given) is not False:
+                return True
+            if function is not None and is_backward(event) and not _is_training(trace, event):
+                return True
+        if isinstance(event, Store) and event.target.endswith(".requires_grad"):
+            return True
+    return False
+
+
+def _is_training(trace: Trace, backward: Call) -> bool:
+    """Whether some optimizer is stepped in the function that back-propagates."""
+    depth = _depth_of_function(backward.context)
+    return any(
+        isinstance(event, Call) and stepped_optimizer(event) is not None
+        for event in trace.inside(backward.context[:depth])
+    )
+
+
+def _is_frozen(trace: Trace, call: Call) -> bool:
+    """Whether the model's parameters take no gradients."""
+    for event in trace.calls:
+        if event.method == "requires_grad_" and event.receiver is not None:
+            if same(event.receiver, call.callee) or not options(event.receiver):
+                return True
+        if event.method in ("freeze", "load", "jit_load") and event.qualified.startswith("torch.jit"):
+            return True
+    return any(store.target.endswith(".requires_grad") for store in trace.stores)
+
+
+def _function_of(context: Context) -> Inside | None:
+    for frame in reversed(context):
+        if isinstance(frame, Inside):
+            return frame
+    return None
+
+
+def _depth_of_function(context: Context) -> int:
+    for depth in range(len(context), 0, -1):
+        if isinstance(context[depth - 1], Inside):
+            return depth
+    return 0
+
+
+def _trains(function: Inside, call: Call) -> bool:
+    """Whether the function that would be decorated also trains; told by its words."""
+    return "backward" in function.function.identifiers or call.file is not function.file

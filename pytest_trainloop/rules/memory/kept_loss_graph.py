@@ -1,0 +1,525 @@
+"""The rule `kept-loss-graph`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.source.facts import (
+    Call,
+    Collection,
+    Context,
+    Delete,
+    Event,
+    FileFacts,
+    Loop,
+    Operation,
+    Place,
+    Store,
+    TrainingLoop,
+    Value,
+    attached,
+    loops_of,
+    options,
+    origins,
+)
+
+_ADDING = frozenset({"append", "appendleft", "add", "insert", "extend"})
+
+
+class KeptLossGraph(Rule):
+    """A loss is kept past its step together with the graph that computed it.
+
+    Symptom: memory grows with every batch and steps get slower, until the run dies of
+    out-of-memory hours later, in a place that has nothing to do with the cause.
+
+    Why: a loss tensor holds the graph of everything that led to it. Adding it to a running
+    total, or appending it to a list, keeps one more graph alive at every step. After
+    `backward()` the saved activations are freed but the graph's nodes stay; without
+    `backward()` the activations stay too.
+
+    What torch does: nothing. The total is a tensor like any other.
+
+    Limits: a total that is reset inside the same loop is bounded and not reported. A list
+    handed in from out of sight is not reported, because it may be summed and back-propagated.
+    """
+
+    since = "0.1"
+    triggers = ("backward", "step", "+|append|add(|insert|extend")
+    sources = (
+        "https://pytorch.org/docs/stable/notes/faq.html#my-model-reports-cuda-runtime-error-2-out-of-memory",
+        "https://github.com/google/brax/pull/152",
+        "https://github.com/BatsResearch/labelmodels/issues/4",
+        "https://github.com/ray-project/ray/issues/40940",
+        "https://github.com/horovod/horovod/pull/641",
+        "https://github.com/TRI-ML/packnet-sfm/pull/51",
+    )
+    examples = (
+        Bad(
+            "the running loss is a tensor with a graph",
+            """
+            def train(model, loader, optimizer):
+                running_loss = 0.0
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    running_loss += loss  # error
+                return running_loss / len(loader)
+            """,
+            fixed="""
+            def train(model, loader, optimizer):
+                running_loss = 0.0
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    running_loss += loss.detach()  # error
+                return running_loss / len(loader)
+            """,
+        ),
+        Good(
+            "the running loss is a tensor without a graph",
+            """
+            def train(model, loader, optimizer):
+                running_loss = 0.0
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    running_loss += loss.detach()
+                return running_loss / len(loader)
+            """,
+        ),
+        Bad(
+            "a list of losses",
+            """
+            def train(model, loader, optimizer):
+                history = []
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    history.append(loss)  # error
+            """,
+            fixed="""
+            def train(model, loader, optimizer):
+                history = []
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    history.append(loss.detach())  # error
+            """,
+        ),
+        Bad(
+            "in an attribute, weighted by the batch size",
+            """
+            class Trainer:
+                def __init__(self, model, optimizer):
+                    self.model, self.optimizer = model, optimizer
+                    self.total = 0
+
+                def fit(self, loader):
+                    for x, y in loader:
+                        self.optimizer.zero_grad()
+                        loss = F.mse_loss(self.model(x), y)
+                        loss.backward()
+                        self.optimizer.step()
+                        self.total += loss * len(x)  # error
+            """,
+            fixed="""
+            class Trainer:
+                def __init__(self, model, optimizer):
+                    self.model, self.optimizer = model, optimizer
+                    self.total = 0
+
+                def fit(self, loader):
+                    for x, y in loader:
+                        self.optimizer.zero_grad()
+                        loss = F.mse_loss(self.model(x), y)
+                        loss.backward()
+                        self.optimizer.step()
+                        self.total += (loss * len(x)).detach()  # error
+            """,
+        ),
+        Bad(
+            "without an augmented assignment",
+            """
+            def train(model, loader, optimizer, criterion):
+                total = 0
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    objective = criterion(model(x), y)
+                    objective.backward()
+                    optimizer.step()
+                    total = total + objective  # error
+            """,
+        ),
+        Bad(
+            "in a list inside a dict",
+            """
+            def train(model, loader, optimizer):
+                history = {"loss": []}
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    history["loss"].append(loss)  # error
+            """,
+        ),
+        Bad(
+            "the step function returns the loss as it is",
+            """
+            def train_step(model, x, y, optimizer):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                return loss
+
+            def train(model, loader, optimizer):
+                total = 0
+                for x, y in loader:
+                    total += train_step(model, x, y, optimizer)  # error
+                return total
+            """,
+        ),
+        Bad(
+            "the outputs are kept for a metric",
+            """
+            def train(model, loader, optimizer):
+                outputs = []
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    output = model(x)
+                    F.cross_entropy(output, y).backward()
+                    optimizer.step()
+                    outputs.append(output.cpu())  # error
+                return torch.cat(outputs)
+            """,
+        ),
+        Good(
+            "losses summed before one backward",
+            """
+            def train(model, loader, optimizer, heads):
+                for x, targets in loader:
+                    optimizer.zero_grad()
+                    loss = 0
+                    for head, y in zip(heads, targets):
+                        loss += F.cross_entropy(head(model(x)), y)
+                    loss.backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "stacked before one backward",
+            """
+            def train(model, episodes, optimizer):
+                for episode in episodes:
+                    losses = []
+                    for x, y in episode:
+                        losses.append(F.mse_loss(model(x), y))
+                    optimizer.zero_grad()
+                    torch.stack(losses).sum().backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "log-probabilities of a policy gradient",
+            """
+            def train(policy, env, optimizer):
+                saved_log_probs = []
+                for episode in range(100):
+                    state = env.reset()
+                    for t in range(200):
+                        probs = policy(state)
+                        m = torch.distributions.Categorical(probs)
+                        action = m.sample()
+                        saved_log_probs.append(m.log_prob(action))
+                        state, reward, done, _ = env.step(action)
+                    loss = sum(-p * reward for p in saved_log_probs)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    del saved_log_probs[:]
+            """,
+        ),
+        Good(
+            "the loss becomes a number before it is added",
+            """
+            def train(model, loader, optimizer):
+                total = 0
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    loss = loss.item()
+                    total += loss
+            """,
+        ),
+        Good(
+            "the step function returns a number",
+            """
+            def train_step(model, x, y, optimizer):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                return loss.detach()
+
+            def train(model, loader, optimizer):
+                total = 0
+                for x, y in loader:
+                    loss = train_step(model, x, y, optimizer)
+                    total += loss
+                return total
+            """,
+        ),
+        Good(
+            "bounded: reset at every report",
+            """
+            def train(model, loader, optimizer):
+                running = 0
+                for i, (x, y) in enumerate(loader):
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    running += loss
+                    if i % 10 == 0:
+                        print(running.item())
+                        running = 0
+            """,
+        ),
+        Good(
+            "truncated back-propagation through time",
+            """
+            def train(model, chunks, optimizer):
+                for chunk in chunks:
+                    loss = 0
+                    hidden = None
+                    for x, y in chunk:
+                        output, hidden = model(x, hidden)
+                        loss = loss + F.cross_entropy(output, y)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "the last value only",
+            """
+            def train(model, loader, optimizer, log):
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+                    log["loss"] = loss
+            """,
+        ),
+        Good(
+            "gradients of gradients",
+            """
+            def train(model, tasks, optimizer):
+                for support, query in tasks:
+                    optimizer.zero_grad()
+                    total = 0
+                    for x, y in support:
+                        inner = F.mse_loss(model(x), y)
+                        grads = torch.autograd.grad(inner, model.parameters(), create_graph=True)
+                        total = total + sum(g.pow(2).sum() for g in grads)
+                    total.backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "Lightning detaches what it logs",
+            """
+            import lightning as L
+            import torch
+
+            class Lit(L.LightningModule):
+                def training_step(self, batch, batch_idx):
+                    x, y = batch
+                    loss = torch.nn.functional.cross_entropy(self.net(x), y)
+                    self.log("loss", loss)
+                    return loss
+            """,
+        ),
+        Good(
+            "kept under no_grad",
+            """
+            def train(model, loader, optimizer):
+                total = 0
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    with torch.no_grad():
+                        total += F.cross_entropy(model(x), y)
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Look in each training loop for attached values put where they outlive a turn."""
+        for loop in file.loops:
+            for kept in _kept(loop):
+                around = _outliving(kept, loop)
+                if around is not None and self._is_harmful(kept, loop):
+                    yield self._report(kept, around)
+
+    def _is_harmful(self, kept: _Kept, loop: TrainingLoop) -> bool:
+        losses = [backward.loss for backward in loop.backwards if backward.loss is not None]
+        return (
+            attached(kept.value, losses) is True
+            and not _is_back_propagated(kept, loop)
+            and not _is_reset(kept, loop)
+        )
+
+    def _report(self, kept: _Kept, around: Loop) -> Finding:
+        return self.finding(
+            kept.place,
+            f"`{kept.event.text}` keeps the graph of every turn of `{around.header}`: "
+            f"`{kept.text}` still holds the graph that computed it",
+            f"keep the number only: `{_detached(kept)}`",
+            Fix((Edit("append", kept.place, ".detach()"),), safe=True),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A value that is put somewhere: into a total, a list, an attribute."""
+
+    event: Event
+    value: Value
+    place: Place
+    text: str
+    #: Where the target was made; None if that is out of sight.
+    made_in: Context | None
+    #: What the value becomes part of.
+    whole: tuple[Value, ...]
+    target: str
+
+
+def _detached(kept: _Kept) -> str:
+    text = kept.text if kept.text.replace(".", "").replace("_", "").isalnum() else f"({kept.text})"
+    return f"{text}.detach()"
+
+
+def _kept(loop: TrainingLoop) -> Iterator[_Kept]:
+    for store in loop.stores:
+        if store.augmented == "+" and store.total is not None and store.kind != "item":
+            yield _Kept(
+                store,
+                store.value,
+                store.value_place,
+                store.value_text,
+                store.bound_in,
+                (store.total,),
+                store.target,
+            )
+        elif not store.augmented and store.kind == "name":
+            yield from _re_added(store)
+    for call in loop.calls:
+        if call.method in _ADDING and call.receiver is not None and len(call.args) in (1, 2):
+            yield from _added(call)
+
+
+def _re_added(store: Store) -> Iterator[_Kept]:
+    """`total = total + loss`: the addend is the value."""
+    value = store.value
+    if not (isinstance(value, Operation) and value.operator == "+" and len(value.operands) == 2):
+        return
+    left, _, right = store.value_text.partition("+")
+    if left.strip() == store.target:
+        addend, text = value.operands[1], right.strip()
+    elif right.strip() == store.target:
+        addend, text = value.operands[0], left.strip()
+    else:
+        return
+    yield _Kept(store, addend, store.value_place, text, store.bound_in, (value,), store.target)
+
+
+def _added(call: Call) -> Iterator[_Kept]:
+    position = len(call.args) - 1
+    for option in options(call.receiver) if call.receiver is not None else ():
+        if isinstance(option, Collection) and option.kind in ("list", "set", "dict"):
+            yield _Kept(
+                call,
+                call.args[position],
+                call.argument_place(position),
+                call.argument_text(position),
+                option.context,
+                (option,),
+                call.receiver_text,
+            )
+
+
+def _outliving(kept: _Kept, loop: TrainingLoop) -> Loop | None:
+    """The innermost loop that the target outlives and that trains: it comes by a step each turn."""
+    if kept.made_in is None:
+        return None
+    for around in reversed(loops_of(kept.event.context)):
+        if around in kept.made_in:
+            return None
+        if around.kind == "comprehension" or loop.loop is None:
+            continue
+        if around is loop.loop or around in loop.context:
+            return around
+    return None
+
+
+def _is_back_propagated(kept: _Kept, loop: TrainingLoop) -> bool:
+    """Whether the whole that the value becomes part of reaches a backward, or may."""
+    for event in loop.trace.calls:
+        if event.method in ("backward", "manual_backward", "grad", "stack", "cat") or event.qualified == "builtins.sum":
+            if event.method in ("stack", "cat") and not _reaches_backward(event, loop):
+                continue
+            for given in event.inputs:
+                found = list(origins(given))
+                if any(part is whole for part in found for whole in kept.whole):
+                    return True
+    return False
+
+
+def _reaches_backward(call: Call, loop: TrainingLoop) -> bool:
+    return any(
+        getattr(part, "call", None) is call
+        for backward in loop.trace.calls
+        if backward.method in ("backward", "manual_backward")
+        for given in backward.inputs
+        for part in origins(given)
+    )
+
+
+def _is_reset(kept: _Kept, loop: TrainingLoop) -> bool:
+    """Whether the target is emptied or bound anew inside the loop that it outlives."""
+    around = _outliving(kept, loop)
+    for event in loop.trace.events:
+        if around not in event.context or event is kept.event:
+            continue
+        if isinstance(event, Store) and event.target == kept.target and not event.augmented:
+            if event is not kept.event and not _adds_to_itself(event):
+                return True
+        if isinstance(event, Call) and event.method in ("clear", "pop", "popleft"):
+            if event.receiver_text == kept.target:
+                return True
+        if isinstance(event, Delete) and event.target.startswith(kept.target):
+            return True
+    return False
+
+
+def _adds_to_itself(store: Store) -> bool:
+    return isinstance(store.value, Operation) and store.target in store.value_text.split("+")[0]
+
