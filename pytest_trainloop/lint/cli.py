@@ -13,7 +13,7 @@ from pytest_trainloop.lint.config import FORMATS
 from pytest_trainloop.lint.selection import UnknownNameError, check_names
 
 
-def _split(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def _split(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """The names in comma-separated lists; one that neither a rule nor a family has is refused."""
     names = tuple(name.strip() for value in values for name in value.split(",") if name.strip())
     try:

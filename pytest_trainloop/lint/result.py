@@ -18,8 +18,9 @@ class Consulted:
     """What the findings of a file rest on besides its own text: other linted files."""
 
     #: Each file that was looked into, with the digest of its content.
-    digests: tuple[tuple[str, str | None], ...] = ()
-    #: Each import that was looked up: the module, the importing file, the file it means.
+    digests: tuple[tuple[str, str], ...] = ()
+    #: Each import that was looked up for the first time in the run: the module, the
+    #: importing file, the linted file it means.
     imports: tuple[tuple[str, str, str | None], ...] = ()
 
 
@@ -42,15 +43,13 @@ class FileResult:
 
 
 def to_row(result: FileResult) -> list[Any]:
-    """The result as plain lists and strings, without path and digest."""
+    """Findings and suppressions as plain lists and strings."""
     return [
         [_finding_row(finding) for finding in result.findings],
         [
             [s.line, s.column, s.end_column, s.first_line, s.last_line, list(s.names), s.fault]
             for s in result.suppressions
         ],
-        [list(pair) for pair in result.consulted.digests],
-        [list(found) for found in result.consulted.imports],
     ]
 
 
@@ -58,9 +57,9 @@ def from_row(path: str, digest: str, row: list[Any]) -> FileResult:
     """The result that `to_row` made `row` of.
 
     Raises:
-        TypeError, ValueError, KeyError, IndexError: it is no such row.
+        TypeError, ValueError: it is no such row.
     """
-    findings, suppressions, digests, imports = row
+    findings, suppressions = row
     return FileResult(
         path,
         tuple(_finding(*finding) for finding in findings),
@@ -68,12 +67,7 @@ def from_row(path: str, digest: str, row: list[Any]) -> FileResult:
             Suppression(line, column, end_column, first, last, tuple(names), fault)
             for line, column, end_column, first, last, names, fault in suppressions
         ),
-        (),
-        digest,
-        Consulted(
-            tuple((file, content) for file, content in digests),
-            tuple((module, importer, file) for module, importer, file in imports),
-        ),
+        digest=digest,
     )
 
 

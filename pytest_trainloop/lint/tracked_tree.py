@@ -10,29 +10,30 @@ from pytest_trainloop.source.tree import SourceTree
 
 
 class TrackedTree(SourceTree):
-    """Notes each import that is looked up, as `SourceTree` notes each file that is read."""
+    """Notes each import that is looked up, as `SourceTree` notes each file that is read.
+
+    The files of a run are fixed, so an import is looked up, and told of, once.
+    """
 
     def __init__(self, files: Iterable[str]) -> None:
         super().__init__(files, _utf8)
-        self._imports: dict[tuple[str, str], str | None] = {}
-
-    def forget(self) -> None:
-        """Begin a new account."""
-        super().forget()
-        self._imports = {}
+        self._found: dict[tuple[str, str], str | None] = {}
+        self._untold: list[tuple[str, str, str | None]] = []
 
     def find(self, module: str, importer: str) -> str | None:
         """As `SourceTree.find`."""
-        found = super().find(module, importer)
-        self._imports[module, importer] = found
-        return found
+        key = (module, importer)
+        if key not in self._found:
+            self._found[key] = super().find(module, importer)
+            self._untold.append((module, importer, self._found[key]))
+        return self._found[key]
 
     def account(self, without: str) -> Consulted:
         """What was looked at since `forget`, but for one file: the one being linted."""
-        return Consulted(
-            tuple(pair for pair in self.consulted.items() if pair[0] != without),
-            tuple((module, importer, found) for (module, importer), found in self._imports.items()),
-        )
+        imports = tuple(self._untold)
+        self._untold = []
+        others = ((path, str(seen)) for path, seen in self.consulted.items() if path != without)
+        return Consulted(tuple(sorted(others)), imports)
 
 
 def _utf8(path: str) -> bytes:
