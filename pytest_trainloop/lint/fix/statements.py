@@ -37,7 +37,7 @@ def statement_splices(
     if edit.kind == "wrap":
         yield tuple(_wrapped(here, there, edit.code))
     elif edit.kind.startswith("insert"):
-        yield (_inserted(there, piece_of_code(edit.code), after=edit.kind == "insert-after"),)
+        yield (_inserted(here, piece_of_code(edit.code), after=edit.kind == "insert-after"),)
     else:
         for deletion in _deletions(here):
             if edit.kind == "delete":
