@@ -178,4 +178,5 @@ _TORCH = ("torch.", "builtins.", "math.", "numpy.", "os.", "time.", "logging.", 
 
 def is_known_harmless(call: Call) -> bool:
     """Whether the callee is known well enough to rule out that it trains, clears or steps."""
-    return call.qualified.startswith(_TORCH)
+    # A state dict is a reading, whoever gives it: a checkpoint saved in the loop clears nothing.
+    return call.qualified.startswith(_TORCH) or call.method == "state_dict"

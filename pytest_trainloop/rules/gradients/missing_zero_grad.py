@@ -136,6 +136,16 @@ class MissingZeroGrad(Rule):
             """,
         ),
         Bad(
+            "a checkpoint saved in the loop clears nothing",
+            """
+            def train(model, loader, optimizer):
+                for x, y in loader:
+                    F.cross_entropy(model(x), y).backward()  # error
+                    optimizer.step()
+                    torch.save([model.state_dict(), optimizer.state_dict()], "last.pt")
+            """,
+        ),
+        Bad(
             "with Accelerate too",
             """
             from accelerate import Accelerator
