@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from pytest_trainloop.source.accumulation import Accumulation, accumulations, is_counting
 from pytest_trainloop.source.attachment import attached, is_forward
 from pytest_trainloop.source.checkpoints import (
     Checkpoints,
     Resume,
     Role,
     Save,
-    is_loaded,
-    start_of,
 )
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
 from pytest_trainloop.source.events import (
@@ -42,9 +41,17 @@ from pytest_trainloop.source.frames import (
     exclusive,
     loops_of,
 )
+from pytest_trainloop.source.gradients_by_hand import (
+    has_more_arguments,
+    is_measuring,
+    may_set_gradients,
+    may_use_gradients,
+)
+from pytest_trainloop.source.lightning import is_lightning_module, trains_automatically
 from pytest_trainloop.source.loops import Backward, Step, TrainingLoop, training_loops
 from pytest_trainloop.source.modes import gradients
 from pytest_trainloop.source.place import Place
+from pytest_trainloop.source.resuming import is_loaded, start_of
 from pytest_trainloop.source.roles import (
     identity,
     is_accelerator,
@@ -58,6 +65,16 @@ from pytest_trainloop.source.roles import (
     maker,
     members_of,
     same,
+)
+from pytest_trainloop.source.turns import (
+    after,
+    at_surface,
+    before,
+    between,
+    comes_along,
+    is_out_of_order,
+    only_statement,
+    together,
 )
 from pytest_trainloop.source.values import (
     Attribute,
@@ -98,7 +115,9 @@ from pytest_trainloop.source.verbs import (
     stepped_optimizer,
 )
 
-_OTHER_LIBRARY = re.compile(r"^\s*(?:import|from)\s+(?:mxnet|tensorflow|jax|paddle|keras|tinygrad|mlx)\b", re.M)
+_OTHER_LIBRARY = re.compile(
+    r"^\s*(?:import|from)\s+(?:mxnet|tensorflow|jax|paddle|keras|tinygrad|mlx)\b", re.MULTILINE
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -154,6 +173,7 @@ class FileFacts:
 
 
 __all__ = [
+    "Accumulation",
     "Attribute",
     "Backward",
     "Bare",
@@ -197,26 +217,37 @@ __all__ = [
     "Unknown",
     "Value",
     "With",
+    "accumulations",
+    "after",
+    "at_surface",
     "attached",
+    "before",
+    "between",
     "cleared",
+    "comes_along",
     "common",
     "constant",
     "either",
     "exclusive",
     "gradients",
+    "has_more_arguments",
     "identity",
     "is_accelerator",
     "is_backward",
     "is_clearing",
     "is_clip",
+    "is_counting",
     "is_engine",
     "is_engine_step",
     "is_fabric",
     "is_forward",
     "is_known_harmless",
+    "is_lightning_module",
     "is_loaded",
+    "is_measuring",
     "is_model",
     "is_optimizer",
+    "is_out_of_order",
     "is_scaled_backward",
     "is_scaler",
     "is_scheduler",
@@ -227,11 +258,16 @@ __all__ = [
     "loss_of",
     "maker",
     "may_do_anything",
+    "may_set_gradients",
+    "may_use_gradients",
     "members_of",
+    "only_statement",
     "options",
     "origins",
     "same",
     "spelling",
     "start_of",
     "stepped_optimizer",
+    "together",
+    "trains_automatically",
 ]

@@ -1,0 +1,111 @@
+"""Gradient accumulation: several backward calls for one optimizer step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.source.frames import With
+from pytest_trainloop.source.turns import before
+from pytest_trainloop.source.values import Operation, Result, Value, options, origins, spelling
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.events import Event
+    from pytest_trainloop.source.frames import Branch, Loop
+    from pytest_trainloop.source.loops import Backward, Step, TrainingLoop
+
+_COUNTING_NAME = re.compile(r"accum|micro_?(?:batch|step)|grad_?acc", re.IGNORECASE)
+_MODULUS_TEXT = re.compile(r"%\s*([A-Za-z_][\w.]*(?:\[[\"']?\w+[\"']?\])?|\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class Accumulation:
+    """A step that sums up the gradients of several micro-batches.
+
+    Either `guard` lets only every k-th turn of the loop step, or `micro_batches` is an
+    inner loop that holds the backward and not the step.
+    """
+
+    loop: TrainingLoop
+    step: Step
+    backward: Backward
+    guard: Branch | None = None
+    micro_batches: Loop | None = None
+
+    @property
+    def header(self) -> str:
+        """The line that makes one step of several backward calls."""
+        frame = self.guard or self.micro_batches
+        return frame.file.lines[frame.line - 1].strip() if frame is not None else ""
+
+    @property
+    def modulus(self) -> Value | None:
+        """How many micro-batches make an update, where the guard takes a remainder by it."""
+        return _modulus(self.guard.test) if self.guard is not None else None
+
+    @property
+    def modulus_text(self) -> str:
+        """The modulus as written in the guard; empty where the guard does not show it."""
+        found = _MODULUS_TEXT.search(self.guard.test_text) if self.guard is not None else None
+        return found.group(1) if found else ""
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether Accelerate's `accumulate` decides when the optimizer's methods do something."""
+        return any(
+            isinstance(option, Result) and option.call.method == "accumulate"
+            for frame in self.backward.call.context
+            if isinstance(frame, With)
+            for manager in frame.managers
+            for option in options(manager)
+        )
+
+    def is_every_time(self, event: Event) -> bool:
+        """Whether every micro-batch comes by the event, whether or not it is the last one."""
+        if self.micro_batches is not None:
+            return self.micro_batches in event.context and not _counts_up(self.loop.guards(event))
+        return self.loop.loop in event.context and not _counts_up(self.loop.guards(event))
+
+
+def accumulations(loop: TrainingLoop) -> Iterator[Accumulation]:
+    """The steps of a loop that take up the gradients of several backward calls."""
+    if loop.loop is None or not loop.steps:
+        return
+    for step in loop.steps:
+        earlier = before([backward.call for backward in loop.backwards], step.call)
+        if not earlier:
+            continue
+        nearest = next(item for item in loop.backwards if item.call is earlier[-1])
+        found = _of(loop, step, nearest)
+        if found is not None:
+            yield found
+
+
+def _of(loop: TrainingLoop, step: Step, backward: Backward) -> Accumulation | None:
+    around = [inner for inner in loop.inner_loops(backward.call) if inner.kind != "comprehension"]
+    if around and around[-1] not in step.call.context:
+        return Accumulation(loop, step, backward, micro_batches=around[-1])
+    for guard in loop.guards(step.call):
+        if is_counting(guard) and not _counts_up(loop.guards(backward.call)):
+            return Accumulation(loop, step, backward, guard=guard)
+    return None
+
+
+def _counts_up(guards: tuple[Branch, ...]) -> bool:
+    return any(is_counting(guard) for guard in guards)
+
+
+def is_counting(guard: Branch) -> bool:
+    """Whether a condition holds at every k-th micro-batch only."""
+    if _modulus(guard.test) is not None:
+        return True
+    return any(_COUNTING_NAME.search(spelling(value)) for value in origins(guard.test, 40))
+
+
+def _modulus(test: Value) -> Value | None:
+    for value in origins(test, 40):
+        if isinstance(value, Operation) and value.operator == "%":
+            return value.operands[-1]
+    return None

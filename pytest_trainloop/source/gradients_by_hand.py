@@ -1,0 +1,124 @@
+"""Events by which a program deals with `.grad` itself, or lets code out of sight do so."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.source.events import Call, Event, Store
+from pytest_trainloop.source.roles import is_model, is_optimizer
+from pytest_trainloop.source.values import (
+    Attribute,
+    Constant,
+    Element,
+    Function,
+    Value,
+    options,
+    origins,
+)
+from pytest_trainloop.source.verbs import (
+    is_backward,
+    is_clearing,
+    is_clip,
+    is_known_harmless,
+    is_unscale,
+    stepped_optimizer,
+)
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.loops import Step
+
+_GRADIENT_NAME = re.compile(r"grad", re.IGNORECASE)
+#: Methods of models and optimizers that leave gradients as they are.
+_QUIET = frozenset(
+    [
+        "parameters",
+        "named_parameters",
+        "state_dict",
+        "load_state_dict",
+        "train",
+        "eval",
+        "to",
+        "cuda",
+        "step",
+        "update",
+        "zero_grad",
+        "item",
+        "detach",
+        "append",
+        "add_scalar",
+        "log",
+        "info",
+        "print",
+        "save",
+        "write",
+        "format",
+        "set_postfix",
+        "param_groups",
+    ]
+)
+
+
+def may_set_gradients(event: Event) -> bool:
+    """Whether the event puts something into `.grad`, or may, other than by a backward in sight."""
+    if isinstance(event, Store):
+        return event.target.endswith((".grad", ".grad.data"))
+    return isinstance(event, Call) and (is_backward(event) or _handles_gradients(event))
+
+
+def may_use_gradients(event: Event) -> bool:
+    """Whether the event reads `.grad`, or may: to keep it, to average it, to apply it by hand."""
+    if isinstance(event, Store):
+        return any(_is_gradient(value) for value in origins(event.value, 30))
+    return isinstance(event, Call) and not is_backward(event) and _handles_gradients(event)
+
+
+def _handles_gradients(call: Call) -> bool:
+    if call.followed or is_clip(call) or is_clearing(call) or is_unscale(call):
+        return False
+    if any(_is_gradient(value) for given in call.inputs for value in (given, *_bases(given))):
+        return True
+    if is_known_harmless(call) or stepped_optimizer(call) is not None or call.method in _QUIET:
+        return call.qualified == "torch.autograd.grad"
+    if _GRADIENT_NAME.search(call.method):
+        return True
+    return any(is_optimizer(value) or _is_whole_model(value) for value in call.args)
+
+
+def _is_whole_model(value: Value) -> bool:
+    return is_model(value) and not any(isinstance(option, Element) for option in options(value))
+
+
+def _is_gradient(value: Value) -> bool:
+    return isinstance(value, Attribute) and value.name == "grad"
+
+
+def _bases(value: Value) -> tuple[Value, ...]:
+    """The objects that a chain of attributes and items belongs to."""
+    found: list[Value] = []
+    while isinstance(value, Attribute | Element):
+        value = value.base
+        found.append(value)
+    return tuple(found)
+
+
+def has_more_arguments(step: Step) -> bool:
+    """Whether the step is given a closure out of sight, or a context that keeps its gradients."""
+    call = step.call
+    if call.receiver is not step.optimizer:
+        return False
+    given = (*call.args, *call.keywords.values())
+    return call.starred or any(not isinstance(value, Constant | Function) for value in given)
+
+
+#: A limit that no gradient reaches: the call is there for the norm that it returns.
+_NO_LIMIT = re.compile(r"inf(?:inity)?\b", re.IGNORECASE)
+_HUGE = 1e5
+
+
+def is_measuring(clip: Call) -> bool:
+    """Whether a clip has no limit, so that it only measures the norm."""
+    limit = clip.argument(1, "max_norm")
+    if isinstance(limit, Constant) and isinstance(limit.value, int | float):
+        return limit.value >= _HUGE
+    return bool(_NO_LIMIT.search(clip.argument_text(1, "max_norm")))
