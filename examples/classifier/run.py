@@ -72,6 +72,20 @@ class Run:
         """Whether there is nothing left to train."""
         return self.position.epoch >= self.config.epochs
 
+    def advance(self, steps: History) -> None:
+        """Some steps of the epoch have been taken."""
+        self.history.losses += steps.losses
+        self.history.gradient_norms += steps.gradient_norms
+        self.history.learning_rates += steps.learning_rates
+        self.position.batch += len(steps.losses)
+        self.position.step += len(steps.losses)
+
+    def end_epoch(self, accuracy: float) -> None:
+        """The epoch has been trained and evaluated."""
+        self.history.accuracies.append(accuracy)
+        self.position.epoch += 1
+        self.position.batch = 0
+
 
 def start(config: Config, device: torch.device) -> Run:
     """Begin a run at its first step. Seeds the global RNGs of torch and Python."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -19,16 +20,17 @@ class Interrupted(Exception):  # noqa: N818 -- what happened, and no error
     """The run was asked to stop, and has saved where it stands."""
 
 
-def train_epoch(
+def train_steps(
     model: nn.Module,
     optimizer: Optimizer,
     scheduler: LRScheduler,
     batches: Iterable[tuple[Tensor, Tensor]],
     max_norm: float,
-    history: History,
-    after_step: Callable[[], None],
-) -> None:
-    """Take one step for each batch; `after_step` may save, and may raise to stop."""
+) -> History:
+    """Take one step for each batch. The model is in train mode, and stays in it."""
+    losses: list[float] = []
+    gradient_norms: list[float] = []
+    learning_rates: list[float] = []
     device = next(model.parameters()).device
     for pictures, labels in batches:
         pictures = pictures.to(device, non_blocking=True)
@@ -42,16 +44,16 @@ def train_epoch(
         # After backward, which makes the gradients, and before step, which uses them. The norm
         # is that before clipping: it is the number that shows trouble first.
         norm = clip_grad_norm_(model.parameters(), max_norm)
-        history.learning_rates.append(optimizer.param_groups[0]["lr"])
+        learning_rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         # Once a batch, as it was built for, and after the optimizer has used the rate.
         scheduler.step()
 
         # Numbers, not tensors: a loss holds on to the graph that made it. On a GPU `item` waits
         # for the step to finish; where that costs too much, keep `loss.detach()`.
-        history.losses.append(loss.item())
-        history.gradient_norms.append(norm.item())
-        after_step()
+        losses.append(loss.item())
+        gradient_norms.append(norm.item())
+    return History(losses, gradient_norms, learning_rates)
 
 
 @torch.no_grad()
@@ -100,25 +102,16 @@ def train(
     """Train to the end, from `checkpoint` on if it exists.
 
     However often it is stopped and called again, the run ends with the same weights (bit for bit
-    on the same machine) and with the same history. It is saved every `save_every` steps, after
-    each epoch, and when `stopping()` turns true.
+    on the same machine) and with the same history. It is saved every `save_every` steps and at
+    the end of an epoch.
 
     Raises:
-        Interrupted: `stopping()` was true after a step, and the run has been saved.
+        Interrupted: `stopping()` was true when the run had just been saved in the midst of an
+            epoch.
         CheckpointError: the checkpoint cannot be used for this run.
     """
     run = start(config, device or torch.device("cpu"))
     rng = checkpoint.restore(run) if checkpoint.exists() else None
-
-    def after_step() -> None:
-        run.position.batch += 1
-        run.position.step += 1
-        if stopping():
-            checkpoint.save(run)
-            raise Interrupted
-        if run.position.step % save_every == 0:
-            checkpoint.save(run)
-
     run.model.train()
     while not run.finished:
         batches = iter(run.batches.of_epoch(run.position.epoch, run.position.batch))
@@ -127,18 +120,13 @@ def train(
             # for a shuffle), and those draws came before this state was saved.
             set_rng_state(rng)
             rng = None
-        train_epoch(
-            run.model,
-            run.optimizer,
-            run.scheduler,
-            batches,
-            config.max_norm,
-            run.history,
-            after_step,
-        )
-        run.history.accuracies.append(evaluate(run.model, run.batches.to_evaluate()))
-        run.position.epoch += 1
-        run.position.batch = 0
+        while run.position.batch < run.batches.in_epoch:
+            some = islice(batches, save_every)
+            run.advance(train_steps(run.model, run.optimizer, run.scheduler, some, config.max_norm))
+            checkpoint.save(run)
+            if stopping():
+                raise Interrupted
+        run.end_epoch(evaluate(run.model, run.batches.to_evaluate()))
         checkpoint.save(run)
         after_epoch(run)
     return run

@@ -40,7 +40,7 @@ def saved(checkpoint: Checkpoint) -> dict[str, Any]:
 def stop_after(steps: int, config: Config, checkpoint: Checkpoint) -> None:
     steps_taken = count(1)
     with pytest.raises(Interrupted):
-        train(config, checkpoint, stopping=lambda: next(steps_taken) == steps)
+        train(config, checkpoint, save_every=1, stopping=lambda: next(steps_taken) == steps)
 
 
 @pytest.fixture(scope="module")
