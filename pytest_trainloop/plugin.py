@@ -39,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="seed of Python's, NumPy's and torch's RNG in tests of training loops (default: 0)",
     )
+    group.addoption(
+        "--trainloop-lint",
+        action="store_true",
+        help="lint the collected Python files and notebooks, an item for each",
+    )
     parser.addini("trainloop_seed", "seed for tests of training loops (default: 0)", default="0")
 
 
@@ -50,6 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
     full = config.getoption("markers", default=False)
     for name in check_names():
         config.addinivalue_line("markers", _marker_help(name) if full else name)
+    if config.getoption("trainloop_lint"):
+        from pytest_trainloop.lint_items import LintItems
+
+        config.pluginmanager.register(LintItems(config), "trainloop-lint")
 
 
 def _marker_help(name: str) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.lint.atomic import write_atomically
-
 if TYPE_CHECKING:
     from pytest_trainloop.lint.outcome import Problem
 
@@ -56,12 +54,8 @@ def read_baseline(path: str) -> Baseline:
         raise BaselineError(f"{path}: it is not a baseline") from None
 
 
-def write_baseline(path: str, problems: Iterable[Problem]) -> None:
-    """Write all problems of a run as known.
-
-    Raises:
-        OSError: the file cannot be written; it is then as it was.
-    """
+def baseline_text(problems: Iterable[Problem]) -> str:
+    """The content of a baseline that knows all problems of a run."""
     entries = [
         {
             "rule": problem.rule,
@@ -71,5 +65,4 @@ def write_baseline(path: str, problems: Iterable[Problem]) -> None:
         }
         for problem in problems
     ]
-    text = json.dumps({"version": _VERSION, "problems": entries}, indent=2)
-    write_atomically(path, f"{text}\n".encode())
+    return json.dumps({"version": _VERSION, "problems": entries}, indent=2) + "\n"

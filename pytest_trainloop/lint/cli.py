@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from pytest_trainloop import __version__
-from pytest_trainloop.lint.command import Command, CommandError
+from pytest_trainloop.lint.command import run_command
 from pytest_trainloop.lint.config import FORMATS
+from pytest_trainloop.lint.options import Options
 from pytest_trainloop.lint.selection import UnknownNameError, check_names
+from pytest_trainloop.lint.terminal import CommandError
 
 
 def _split(_ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,4 +69,4 @@ def main(**options: Any) -> None:
     .ipynb files. Exit code: 0 if nothing was found, 1 if problems were, 2 if something
     could not be linted or the command line is wrong.
     """
-    Command(**options).run()
+    sys.exit(run_command(Options(**options)))

@@ -1,19 +1,28 @@
-"""What the command does with its options: lint, fix or explain, report, exit code."""
+"""What the command does: lint, fix or explain, report, exit code."""
 
 from __future__ import annotations
 
-import os
 import sys
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import click
-
-from pytest_trainloop.lint.config import ConfigError, Settings, find_settings, read_settings
-from pytest_trainloop.lint.engine import Linted, Run, common_folder, lint, lint_text, project_root
-from pytest_trainloop.lint.selection import Selection, UnknownNameError
+from pytest_trainloop.lint.config import ConfigError
+from pytest_trainloop.lint.engine import Linted, lint, lint_text, merged
+from pytest_trainloop.lint.options import STDIN, Options
+from pytest_trainloop.lint.selection import UnknownNameError
+from pytest_trainloop.lint.terminal import (
+    CommandError,
+    Terminal,
+    note_error,
+    print_text,
+    write_text,
+)
 
 if TYPE_CHECKING:
+    from pytest_trainloop.lint.config import Settings
+    from pytest_trainloop.lint.engine import Run
     from pytest_trainloop.lint.outcome import Problem, Report
 
 #: Exit codes.
@@ -21,232 +30,155 @@ CLEAN = 0
 FOUND_PROBLEMS = 1
 #: A wrong command line or configuration, or a file that could not be linted.
 FAILED = 2
-STDIN = "-"
 # These formats show errors themselves.
 _FOR_PEOPLE = frozenset({"text", "concise"})
 
 
-class CommandError(click.ClickException):
-    """What the user asked for cannot be done; the message is one line."""
+def run_command(options: Options) -> int:
+    """Do what the options say; the exit code.
 
-    exit_code = FAILED
+    Raises:
+        CommandError: it cannot be done.
+    """
+    try:
+        return _Command(options).run()
+    except (ConfigError, UnknownNameError) as error:
+        raise CommandError(str(error)) from None
 
-    def show(self, file: object = None) -> None:
-        """Print the line, without click's `Error:`."""
-        click.echo(f"trainloop-lint: {self.message}", err=True)
 
+class _Command:
+    """One call of the command."""
 
-@dataclass(frozen=True)
-class Command:
-    """The options, named as on the command line."""
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.terminal = Terminal(options.color, options.quiet)
 
-    paths: tuple[str, ...]
-    select: tuple[str, ...]
-    extend_select: tuple[str, ...]
-    ignore: tuple[str, ...]
-    exclude: tuple[str, ...]
-    force_exclude: bool
-    output_format: str | None
-    output_file: str | None
-    statistics: bool
-    fix: bool
-    unsafe_fixes: bool
-    diff: bool
-    baseline: str | None
-    write_baseline: str | None
-    config: str | None
-    isolated: bool
-    no_cache: bool
-    cache_dir: str | None
-    jobs: int | None
-    stdin_filename: str | None
-    list_rules: bool
-    explain: str | None
-    color: str
-    quiet: bool
+    def run(self) -> int:
+        options = self.options
+        if options.list_rules or options.explain is not None:
+            from pytest_trainloop.lint.explaining import page_of, rule_list
 
-    def run(self) -> None:
-        """Do it.
-
-        Raises:
-            CommandError: it cannot be done.
-            SystemExit: with the exit code, when it is done.
-        """
-        try:
-            sys.exit(self._run())
-        except (ConfigError, UnknownNameError) as error:
-            raise CommandError(str(error)) from None
-
-    def _run(self) -> int:
-        from pytest_trainloop.lint import explaining
-
-        if self.list_rules:
-            click.echo(explaining.rule_list(), nl=False)
+            print_text(page_of(options.explain) if options.explain else rule_list())
             return CLEAN
-        if self.explain is not None:
-            click.echo(explaining.page_of(self.explain), nl=False)
-            return CLEAN
-        if not self.paths:
+        if not options.paths:
             raise CommandError("name a file or folder to lint (`trainloop-lint .`), or `-`")
-        settings = self._settings()
-        run = self._lint_run(settings)
-        linted = self._lint(run)
-        if self.fix or self.unsafe_fixes or self.diff:
-            return self._fix(run, linted, settings)
-        return self._close(linted, settings)
+        settings = options.settings()
+        runs = options.runs()
+        if STDIN in options.paths:
+            return self.lint_stdin(runs[0], settings)
+        linted = [lint(run) for run in runs]
+        if options.fixes:
+            return self.fix(runs, linted, settings)
+        return self.close(merged(linted), settings)
 
-    def _close(self, linted: Linted, settings: Settings) -> int:
+    def lint_stdin(self, run: Run, settings: Settings) -> int:
+        if len(self.options.paths) > 1:
+            raise CommandError("`-` (standard input) stands alone")
+        path = self.options.stdin_filename or "<stdin>"
+        data = sys.stdin.buffer.read()
+        linted = lint_text(run, path, data)
+        if not self.options.fixes:
+            return self.close(linted, settings)
+        from pytest_trainloop.lint.fixing import fixed_text
+
+        fixed = fixed_text(run, path, data, unsafe=self.options.unsafe_fixes)
+        if self.options.diff:
+            print_text(fixed.diff if fixed else "")
+        else:
+            # The fixed program takes the place of the report.
+            data = fixed.encoded if fixed else data
+            sys.stdout.buffer.write(data)
+        return self.exit_code(lint_text(run, path, data).report)
+
+    def fix(self, runs: list[Run], linted: list[Linted], settings: Settings) -> int:
+        """Make the fixes and report what is left, or show what they would change."""
+        from pytest_trainloop.lint.fixing import fixed_files
+
+        changed = [
+            file
+            for run, found in zip(runs, linted, strict=True)
+            for file in fixed_files(run, found, unsafe=self.options.unsafe_fixes)
+        ]
+        if self.options.diff:
+            for file in changed:
+                print_text(file.diff)
+            report = merged(linted).report
+            for error in report.errors:
+                note_error(error)
+            return FAILED if report.errors else FOUND_PROBLEMS if changed else CLEAN
+        failures = [failure for file in changed if (failure := file.write()) is not None]
+        fixed = sum(file.count for file in changed)
+        if fixed:
+            self.terminal.say(
+                f"{_counted(fixed, 'problem')} fixed in {_counted(len(changed), 'file')}"
+            )
+        after = merged(lint(run) for run in runs)
+        report = replace(after.report, errors=(*after.report.errors, *failures))
+        return self.close(replace(after, report=report), settings)
+
+    def close(self, linted: Linted, settings: Settings) -> int:
         """Report, and tell the exit code."""
-        report = self._without_known(linted.report, settings)
-        for note in linted.notes:
-            self._say(note)
-        if not report.files and not report.errors:
-            self._say(f"no .py or .ipynb file in {', '.join(self.paths)}")
-        self._report(report, settings)
+        for words in linted.notes:
+            self.terminal.say(words)
+        if not linted.report.files and not linted.report.errors:
+            self.terminal.say(f"no .py or .ipynb file to lint in {', '.join(self.options.paths)}")
+        report = self.without_known(linted.report, settings)
+        self.show(report, settings.output_format)
+        return self.exit_code(report)
+
+    def exit_code(self, report: Report) -> int:
         if report.errors:
             return FAILED
         return FOUND_PROBLEMS if report.problems else CLEAN
 
-    def _lint(self, run: Run) -> Linted:
-        if STDIN not in self.paths:
-            return lint(run)
-        if len(self.paths) > 1:
-            raise CommandError("`-` (standard input) stands alone")
-        data = sys.stdin.buffer.read()
-        return lint_text(run, self.stdin_filename or "<stdin>", data)
-
-    def _fix(self, run: Run, linted: Linted, settings: Settings) -> int:
-        """Make the fixes and report what is left, or show what they would change."""
-        from pytest_trainloop.lint.fixing import fixed_files
-
-        changed = list(fixed_files(run, linted, unsafe=self.unsafe_fixes))
-        if self.diff:
-            for file in changed:
-                _print(file.diff)
-            self._show_errors(linted.report)
-            return FAILED if linted.report.errors else FOUND_PROBLEMS if changed else CLEAN
-        failures = [error for file in changed if (error := file.write()) is not None]
-        fixed = sum(len(file.result.fixed) for file in changed)
-        if fixed:
-            self._say(f"{fixed} fixed in {len(changed)} files")
-        after = self._lint(run)
-        report = replace(after.report, errors=(*after.report.errors, *failures))
-        return self._close(replace(after, report=report), settings)
-
-    def _lint_run(self, settings: Settings) -> Run:
-        from pytest_trainloop.lint.cache import FOLDER
-        from pytest_trainloop.lint.progress import progress
-
-        root = project_root(self._places())
-        folder = self.cache_dir or settings.cache_dir or os.path.join(root, FOLDER)
-        return Run(
-            self.paths,
-            settings,
-            root,
-            None if self.no_cache else folder,
-            self.jobs,
-            force_exclude=self.force_exclude,
-            progress=None if self.quiet else progress(),
-        )
-
-    def _places(self) -> list[str]:
-        """Where what is linted lies."""
-        if STDIN in self.paths:
-            return [self.stdin_filename or os.curdir]
-        return list(self.paths)
-
-    def _settings(self) -> Settings:
-        """The configuration, overruled by the command line."""
-        if self.isolated:
-            settings = Settings(os.getcwd())
-        elif self.config is not None:
-            settings = read_settings(self.config)
-        else:
-            settings = find_settings(common_folder(self._places()))
-        chosen = settings.selection
-        selection = Selection(
-            self.select or chosen.select,
-            (*chosen.extend_select, *self.extend_select),
-            (*chosen.ignore, *self.ignore),
-        )
-        return replace(
-            settings,
-            selection=selection,
-            exclude=(*settings.exclude, *self.exclude),
-            output_format=self.output_format or settings.output_format,
-        )
-
-    def _without_known(self, report: Report, settings: Settings) -> Report:
+    def without_known(self, report: Report, settings: Settings) -> Report:
         """The report without the problems of the baseline, or after writing one."""
-        from pytest_trainloop.lint.baseline import BaselineError, read_baseline, write_baseline
+        from pytest_trainloop.lint.baseline import BaselineError, baseline_text, read_baseline
 
-        if self.write_baseline is not None:
-            try:
-                write_baseline(self.write_baseline, report.problems)
-            except OSError as error:
-                raise CommandError(_unwritable(self.write_baseline, error)) from None
-            self._say(f"{len(report.problems)} known problems written to {self.write_baseline}")
+        if self.options.write_baseline is not None:
+            path = self.options.write_baseline
+            write_text(path, baseline_text(report.problems))
+            self.terminal.say(
+                f"{_counted(len(report.problems), 'known problem')} written to {path}"
+            )
             return replace(report, problems=())
-        path = self.baseline or settings.baseline
-        if path is None:
+        if settings.baseline is None:
             return report
         try:
-            problems, gone = read_baseline(path).split(report.problems)
+            problems, gone = read_baseline(settings.baseline).split(report.problems)
         except BaselineError as error:
             raise CommandError(str(error)) from None
         if gone:
-            self._say(f"{gone} problems of {path} are gone; --write-baseline forgets them")
+            self.terminal.say(
+                f"{_counted(gone, 'problem')} of {settings.baseline} did not occur;"
+                " --write-baseline writes it anew"
+            )
         return replace(report, problems=problems)
 
-    def _report(self, report: Report, settings: Settings) -> None:
+    def show(self, report: Report, name: str) -> None:
         from pytest_trainloop.lint.report import write_report
 
-        name = settings.output_format
-        color = self.output_file is None and name in _FOR_PEOPLE and self._wants_color()
-        text = _statistics(report.problems) if self.statistics else None
-        if text is None:
+        path = self.options.output_file
+        is_for_people = name in _FOR_PEOPLE and not self.options.statistics
+        if self.options.statistics:
+            text = _statistics(report.problems)
+        else:
+            color = path is None and is_for_people and self.terminal.wants_color
             text = write_report(replace(report, color=color), name)
-        if self.statistics or name not in _FOR_PEOPLE or self.output_file is not None:
-            self._show_errors(report)
-        if self.output_file is None:
-            _print(text)
-            return
-        from pytest_trainloop.lint.atomic import write_atomically
-
-        try:
-            write_atomically(self.output_file, text.encode("utf-8", "backslashreplace"))
-        except OSError as error:
-            raise CommandError(_unwritable(self.output_file, error)) from None
-
-    def _show_errors(self, report: Report) -> None:
-        from pytest_trainloop.lint.report._wording import error_place
-
-        for error in report.errors:
-            click.echo(f"trainloop-lint: {error_place(error)}: {error.message}", err=True)
-
-    def _wants_color(self) -> bool:
-        if self.color != "auto":
-            return self.color == "always"
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-    def _say(self, note: str) -> None:
-        if not self.quiet:
-            click.echo(f"trainloop-lint: {note}", err=True)
+        if path is not None or not is_for_people:
+            for error in report.errors:
+                note_error(error)
+        if path is None:
+            print_text(text)
+        else:
+            write_text(path, text)
 
 
-def _unwritable(path: str, error: OSError) -> str:
-    return f"{path}: cannot be written: {(error.strerror or str(error)).lower()}"
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _print(text: str) -> None:
-    """Print what the terminal's encoding can hold, and the rest as escapes."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    click.echo(text.encode(encoding, "backslashreplace").decode(encoding), nl=False, color=True)
-
-
-def _statistics(problems: tuple[Problem, ...]) -> str:
+def _statistics(problems: Iterable[Problem]) -> str:
     """How many problems each rule has, most first."""
-    from collections import Counter
-
     counts = Counter(problem.rule for problem in problems)
     return "".join(f"{count:>6}  {rule}\n" for rule, count in counts.most_common())

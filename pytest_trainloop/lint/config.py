@@ -35,8 +35,11 @@ class Settings:
 
     #: The folder that patterns and paths are relative to: that of the pyproject.toml.
     folder: str
+    #: The pyproject.toml; None if there is none with our table.
+    file: str | None = None
     selection: Selection = field(default_factory=Selection)
-    exclude: tuple[str, ...] = ()
+    #: For each folder, the patterns of paths below it that are left out.
+    exclude: tuple[tuple[str, tuple[str, ...]], ...] = ()
     #: For paths that match a pattern: rules and families that are ignored there.
     per_file_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     output_format: str = "text"
@@ -46,9 +49,7 @@ class Settings:
 
     def excludes(self, path: str, *, is_folder: bool) -> bool:
         """Whether an absolute path is excluded."""
-        if not self.exclude:
-            return False
-        return bool(self._exclude_patterns.match(path, is_folder=is_folder))
+        return any(patterns.match(path, is_folder=is_folder) for patterns in self._exclude_patterns)
 
     def ignored_in(self, path: str) -> frozenset[str]:
         """Rules and families that are ignored in the file at an absolute path."""
@@ -59,17 +60,23 @@ class Settings:
         return frozenset(ignored)
 
     @cached_property
-    def _exclude_patterns(self) -> Patterns:
-        return self._patterns(self.exclude)
+    def _exclude_patterns(self) -> list[Patterns]:
+        return [_patterns(folder, lines) for folder, lines in self.exclude if lines]
 
     @cached_property
     def _ignore_patterns(self) -> list[tuple[Patterns, tuple[str, ...]]]:
-        return [(self._patterns([key]), names) for key, names in self.per_file_ignores.items()]
+        return [
+            (_patterns(self.folder, [key]), names) for key, names in self.per_file_ignores.items()
+        ]
 
-    def _patterns(self, lines: Iterable[str]) -> Patterns:
-        from pytest_trainloop.lint.ignored import Patterns
 
-        return Patterns.of(self.folder, lines)
+def _patterns(folder: str, lines: Iterable[str]) -> Patterns:
+    from pytest_trainloop.lint.ignored import Patterns
+
+    try:
+        return Patterns.of(folder, lines)
+    except ValueError as error:
+        raise ConfigError(f"no pattern for paths: {error}") from None
 
 
 def find_settings(start: str) -> Settings:
@@ -129,9 +136,8 @@ def _table(path: str) -> dict[str, Any] | None:
 
 
 def _settings(path: str, table: dict[str, Any]) -> Settings:
-    folder = os.path.dirname(os.path.abspath(path))
     try:
-        return _Reader(folder, table).settings()
+        return _Reader(path, table).settings()
     except (_WrongValueError, UnknownNameError) as error:
         raise ConfigError(f"{path}: [tool.{TABLE}] {error}") from None
 
@@ -156,8 +162,9 @@ class _Reader:
         "select",
     )
 
-    def __init__(self, folder: str, table: dict[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, file: str, table: dict[str, Any]) -> None:
+        self.file = file
+        self.folder = os.path.dirname(os.path.abspath(file))
         self.table = table
 
     def settings(self) -> Settings:
@@ -167,13 +174,14 @@ class _Reader:
         select = self.names("select") if "select" in self.table else None
         return Settings(
             folder=self.folder,
+            file=self.file,
             selection=Selection(select, self.names("extend-select"), self.names("ignore")),
-            exclude=self.paths("exclude"),
+            exclude=((self.folder, self.paths("exclude")),),
             per_file_ignores=self.per_file_ignores(),
             output_format=self.output_format(),
             respect_gitignore=self.value("respect-gitignore", bool, default=True),
-            baseline=self.file("baseline"),
-            cache_dir=self.file("cache-dir"),
+            baseline=self.place("baseline"),
+            cache_dir=self.place("cache-dir"),
         )
 
     def value(self, key: str, kind: type, default: Any) -> Any:
@@ -217,7 +225,7 @@ class _Reader:
             raise _WrongValueError(f"`{key}`: {describe_unknown(chosen, FORMATS, 'format')}")
         return chosen
 
-    def file(self, key: str) -> str | None:
+    def place(self, key: str) -> str | None:
         value: str | None = self.value(key, str, default=None)
         return None if value is None else os.path.join(self.folder, value)
 

@@ -13,15 +13,13 @@ from pytest_trainloop.lint.document import Document, UnreadableError, document_f
 from pytest_trainloop.lint.files import find_files
 from pytest_trainloop.lint.outcome import FileError, Problem, Report
 from pytest_trainloop.lint.settle import Settling
+from pytest_trainloop.lint.time_limit import TIME_LIMIT_S
 
 if TYPE_CHECKING:
     from pytest_trainloop.lint.config import Settings
     from pytest_trainloop.lint.lint_file import FileLinter
     from pytest_trainloop.lint.result import FileResult
     from pytest_trainloop.rules import Rule
-
-#: The most seconds that one file may take. The slowest real file seen takes half a second.
-TIME_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,22 @@ def document_linter(run: Run, files: list[str]) -> Callable[[Document], tuple[Pr
         return tuple(p for p in settling.problems([result]) if p.path == path)
 
     return lint_document
+
+
+def merged(linted: Iterable[Linted]) -> Linted:
+    """Several runs as one, problems and errors in the order of their places."""
+    every = list(linted)
+    reports = [one.report for one in every]
+    # Sorting is stable, so problems of one file stay in the order of their places.
+    problems = sorted(
+        (problem for report in reports for problem in report.problems), key=lambda p: p.path
+    )
+    errors = sorted((error for report in reports for error in report.errors), key=_order)
+    return Linted(
+        Report(tuple(problems), tuple(errors), sum(report.files for report in reports)),
+        [path for one in every for path in one.files],
+        [note for one in every for note in one.notes],
+    )
 
 
 def project_root(paths: Iterable[str]) -> str:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from inspect import cleandoc
 
-from pytest_trainloop.lint.selection import UnknownNameError, describe_unknown
+from pytest_trainloop.lint import suppress
+from pytest_trainloop.lint.pages import rule_page
+from pytest_trainloop.lint.selection import (
+    UNUSED_SUPPRESSION,
+    UnknownNameError,
+    describe_unknown,
+)
 from pytest_trainloop.rules import all_rules
 
 
@@ -20,21 +26,22 @@ def rule_list() -> str:
                 lines.append(
                     f"  {name:<{width}}  {rule.summary()}{_where(rule.sees_source(), rule.default)}"
                 )
+    lines += ["suppressions:", f"  {UNUSED_SUPPRESSION:<{width}}  A comment suppresses nothing."]
     return "".join(f"{line}\n" for line in lines)
 
 
 def page_of(name: str) -> str:
-    """The page of a rule.
+    """The page of a rule, the same that stands in the documentation.
 
     Raises:
         UnknownNameError: there is no such rule.
     """
     rules = all_rules()
-    if name not in rules:
+    if name not in {*rules, UNUSED_SUPPRESSION}:
         raise UnknownNameError(describe_unknown(name, rules, "rule"))
-    page = cleandoc(rules[name].__doc__ or "")
-    sources = "".join(f"\n- {source}" for source in rules[name].sources)
-    return f"{name} ({rules[name].family})\n\n{page}\n\nSources:\n{sources}\n"
+    if name == UNUSED_SUPPRESSION:
+        return f"# {name}\n\n{cleandoc(suppress.__doc__ or '')}\n"
+    return rule_page(rules[name])
 
 
 def _where(sees_source: bool, default: bool) -> str:

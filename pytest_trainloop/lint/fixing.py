@@ -6,7 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.lint.document import Document, UnreadableError, read_document
+from pytest_trainloop.lint.document import (
+    Document,
+    UnreadableError,
+    document_from_bytes,
+    read_document,
+)
 from pytest_trainloop.lint.engine import Linted, Run, document_linter
 from pytest_trainloop.lint.files import reason_of
 from pytest_trainloop.lint.fix import FixResult, fix_document, unified_diff
@@ -23,6 +28,16 @@ class FixedFile:
 
     before: Document
     result: FixResult
+
+    @property
+    def count(self) -> int:
+        """How many problems are fixed."""
+        return len(self.result.fixed)
+
+    @property
+    def encoded(self) -> bytes:
+        """The bytes of the file after the fixes."""
+        return self.before.encode(self.result.text)
 
     @property
     def diff(self) -> str:
@@ -52,12 +67,20 @@ def fixed_files(run: Run, linted: Linted, *, unsafe: bool) -> Iterator[FixedFile
         except (OSError, UnreadableError):
             # It has vanished since; the lint after the fixes says so.
             continue
-        if fixed := fix(document, lint, unsafe=unsafe):
+        if fixed := _fixed(document, lint, unsafe=unsafe):
             yield fixed
 
 
-def fix(document: Document, lint: Lint, *, unsafe: bool) -> FixedFile | None:
-    """The document with its fixes; None if they change nothing."""
+def fixed_text(run: Run, path: str, data: bytes, *, unsafe: bool) -> FixedFile | None:
+    """The content of one file with its fixes; None if they change nothing."""
+    try:
+        document = document_from_bytes(path, data)
+    except UnreadableError:
+        return None
+    return _fixed(document, document_linter(run, [path]), unsafe=unsafe)
+
+
+def _fixed(document: Document, lint: Lint, *, unsafe: bool) -> FixedFile | None:
     result = fix_document(document, lint, unsafe=unsafe)
     return FixedFile(document, result) if result.text != document.text else None
 

@@ -18,7 +18,7 @@ from pytest_trainloop.lint.gate import Gate
 from pytest_trainloop.lint.outcome import FileError
 from pytest_trainloop.lint.result import FileResult
 from pytest_trainloop.lint.suppress import MARKER, find_suppressions
-from pytest_trainloop.lint.time_limit import TimeLimit, TimeLimitError
+from pytest_trainloop.lint.time_limit import TIME_LIMIT_S, TimeLimit, TimeLimitError
 from pytest_trainloop.lint.tracked_tree import TrackedTree
 from pytest_trainloop.source.read import read_source
 from pytest_trainloop.source.tree import digest
@@ -35,7 +35,7 @@ class FileLinter:
         rules: Mapping[str, Rule],
         files: Iterable[str],
         *,
-        time_limit_s: float,
+        time_limit_s: float = TIME_LIMIT_S,
     ) -> None:
         """Prepare to lint.
 

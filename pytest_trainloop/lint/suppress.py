@@ -10,6 +10,9 @@
 
 `[a, b]` names several rules or families; without brackets all rules are meant. Words may
 follow, to say why. Only comments count, never text in a string.
+
+A comment that suppresses nothing is itself reported, as `unused-suppression`, unless a rule
+that it names was not applied.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ import ctypes
 import threading
 from types import TracebackType
 
+#: The most seconds that one file may take. The slowest real file seen takes half a second.
+TIME_LIMIT_S = 30.0
+
 
 class TimeLimitError(BaseException):
     """The time is over; not an `Exception`, so that no rule can swallow it."""
