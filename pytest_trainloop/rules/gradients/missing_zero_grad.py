@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
 from pytest_trainloop.source.facts import (
+    Attribute,
     Call,
     Collection,
     Constant,
@@ -355,7 +356,9 @@ class MissingZeroGrad(Rule):
         outside = [
             event
             for event in loop.trace.events
-            if is_clearing(event) and _clears(event, step.optimizer) and _encloses(event.context, loop)
+            if is_clearing(event)
+            and _clears(event, step.optimizer)
+            and _encloses(event.context, loop)
         ]
         message = (
             f"the gradients that `{backward.text}` adds to are not cleared between two "
@@ -402,10 +405,20 @@ def _is_cleared(loop: TrainingLoop, step: Step) -> bool:
     clearings = [event for event in loop.clearings if _clears(event, step.optimizer)]
     if any(not exclusive(event.context, step.call.context) for event in clearings):
         return True
+    if any(_passes_on_clearing(call, step.optimizer) for call in loop.trace.calls):
+        return True
     return any(
         _may_clear(call, step.optimizer)
         for call in loop.calls
         if not is_clearing(call) and not exclusive(call.context, step.call.context)
+    )
+
+
+def _passes_on_clearing(call: Call, optimizer: Value) -> bool:
+    """Whether the call is given `optimizer.zero_grad` itself, to be called some day."""
+    return any(
+        isinstance(value, Attribute) and value.name == "zero_grad" and same(value.base, optimizer)
+        for value in (*call.args, *call.keywords.values())
     )
 
 
@@ -431,7 +444,9 @@ def _may_clear(call: Call, optimizer: Value) -> bool:
         return True
     receiver = call.receiver
     return receiver is not None and any(
-        isinstance(option, Instance) and option.definition.has_unknown_base() and not option.definition.is_module
+        isinstance(option, Instance)
+        and option.definition.has_unknown_base()
+        and not option.definition.is_module
         for option in options(receiver)
     )
 
