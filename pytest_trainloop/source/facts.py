@@ -18,6 +18,7 @@ from pytest_trainloop.source.checkpoints import (
     Role,
     Save,
 )
+from pytest_trainloop.source.cuts import Graph, cut_source, graph_of, is_cut, made_by
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
 from pytest_trainloop.source.events import (
     Bare,
@@ -193,6 +194,7 @@ __all__ = [
     "Frame",
     "Function",
     "FunctionFacts",
+    "Graph",
     "Imported",
     "Inside",
     "Instance",
@@ -227,9 +229,11 @@ __all__ = [
     "comes_along",
     "common",
     "constant",
+    "cut_source",
     "either",
     "exclusive",
     "gradients",
+    "graph_of",
     "has_more_arguments",
     "identity",
     "is_accelerator",
@@ -237,6 +241,7 @@ __all__ = [
     "is_clearing",
     "is_clip",
     "is_counting",
+    "is_cut",
     "is_engine",
     "is_engine_step",
     "is_fabric",
@@ -256,6 +261,7 @@ __all__ = [
     "is_unscale",
     "loops_of",
     "loss_of",
+    "made_by",
     "maker",
     "may_do_anything",
     "may_set_gradients",

@@ -108,8 +108,14 @@ def item(reader: Reader, base: Value, key: Value) -> Value:
             if isinstance(option, Collection):
                 found = _in_collection(option, key)
                 if found is not None:
-                    return found
+                    return _still_returned(base, found)
     return Element(base, key)
+
+
+def _still_returned(whole: Value, part: Value) -> Value:
+    """A part of what a followed call returned still comes from that call."""
+    first = whole.options[0] if isinstance(whole, Either) else whole
+    return Returned(first.call, part) if isinstance(first, Returned) else part
 
 
 def _in_collection(collection: Collection, key: Constant) -> Value | None:
@@ -224,7 +230,5 @@ def unpack(reader: Reader, value: Value, targets: list[ast.expr]) -> list[Value]
     ]
     if rows and not starred:
         columns = [either(*(row[index] for row in rows)) for index in range(count)]
-        if isinstance(value, Returned):
-            return [Returned(value.call, column) for column in columns]
-        return columns
+        return [_still_returned(value, column) for column in columns]
     return [item(reader, value, Constant(index)) for index in range(count)]

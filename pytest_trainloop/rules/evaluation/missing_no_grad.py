@@ -361,12 +361,15 @@ def _in_eval_mode(trace: Trace, call: Call) -> bool:
                 last = event
     if last is None or last.method == "train" and constant(last.argument(0, "mode")) is not False:
         return False
-    repeated = bool(loops_of(call.context))
-    return repeated and (trace.entry is None or _shares_function(last, call, trace))
+    return bool(loops_of(call.context)) or _is_trained(trace, call)
 
 
-def _shares_function(mode: Call, call: Call, trace: Trace) -> bool:
-    return _function_of(mode.context) is not None and bool(call.context)
+def _is_trained(trace: Trace, call: Call) -> bool:
+    """Whether the same model is trained in sight."""
+    return any(
+        is_forward(other) and same(other.callee, call.callee) and _feeds_backward(trace, other)
+        for other in trace.calls
+    )
 
 
 def _is_a_probe(trace: Trace, call: Call) -> bool:
@@ -447,8 +450,10 @@ def _needs_gradients(trace: Trace, call: Call) -> bool:
     function = _function_of(call.context)
     if function is not None and _NEEDS_GRADIENTS.search(function.function.name):
         return True
+    if any(_asks_for_gradients(part) for given in call.args for part in origins(given)):
+        return True
     depth = _depth_of_function(call.context)
-    for event in trace.inside(call.context[:depth]):
+    for event in trace.inside(call.context[:depth]) if function is not None else ():
         if isinstance(event, Call):
             if event.method in _GRADIENT_CALLS or _NEEDS_GRADIENTS.search(event.name):
                 return True
@@ -460,6 +465,16 @@ def _needs_gradients(trace: Trace, call: Call) -> bool:
         if isinstance(event, Store) and event.target.endswith(".requires_grad"):
             return True
     return False
+
+
+def _asks_for_gradients(value: Value) -> bool:
+    """Whether a value was made so that gradients reach it."""
+    if not isinstance(value, Result):
+        return False
+    given = value.call.keywords.get("requires_grad")
+    return value.call.method == "requires_grad_" or (
+        given is not None and constant(given) is not False
+    )
 
 
 def _is_training(trace: Trace, backward: Call) -> bool:
