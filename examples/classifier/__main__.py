@@ -31,7 +31,10 @@ DEFAULTS = Config()
 @click.option("--seed", type=click.IntRange(0), default=DEFAULTS.seed)
 @click.option("--learning-rate", type=float, default=DEFAULTS.learning_rate)
 @click.option(
-    "--save-every", type=click.IntRange(1), default=25, help="Steps between two checkpoints."
+    "--save-every",
+    type=click.IntRange(1),
+    default=25,
+    help="Steps between checkpoints; it stops at one.",
 )
 @click.option(
     "--device",
