@@ -18,7 +18,7 @@ from pytest_trainloop.source.checkpoints import (
     Role,
     Save,
 )
-from pytest_trainloop.source.cuts import Graph, cut_source, graph_of, is_cut, made_by
+from pytest_trainloop.source.cuts import Graph, cut_source, graph_of, is_cut, layers, made_by
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
 from pytest_trainloop.source.events import (
     Bare,
@@ -259,6 +259,7 @@ __all__ = [
     "is_scheduler_call",
     "is_scheduler_step",
     "is_unscale",
+    "layers",
     "loops_of",
     "loss_of",
     "made_by",
