@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -84,20 +84,27 @@ class SourceFile:
     def _starts(self) -> list[int]:
         return [0, *(match.end() for match in re.finditer("\r\n|\r|\n", self.text))]
 
-    def lines_with(self, pattern: re.Pattern[str]) -> list[int]:
-        """The lines on which a pattern is found, in order, counting from 1."""
-        starts = self._starts
-        found = (match.start() for match in pattern.finditer(self.text))
-        return [bisect_left(starts, position + 1) for position in found]
+    def lines_with(self, words: Iterable[str]) -> list[int]:
+        """The lines on which one of the words stands, in order, counting from 1."""
+        starts, text = self._starts, self.text
+        found: set[int] = set()
+        for word in words:
+            at = text.find(word)
+            while at >= 0:
+                line = bisect_right(starts, at)
+                found.add(line)
+                # One hit a line is enough.
+                at = text.find(word, starts[line]) if line < len(starts) else -1
+        return sorted(found)
 
     @cached_property
     def interesting(self) -> frozenset[FunctionFacts]:
         """The functions that a reader of training loops must follow."""
         return self.reaching(INTERESTING)
 
-    def reaching(self, pattern: re.Pattern[str]) -> frozenset[FunctionFacts]:
-        """The functions that hold the pattern, or mention one that does, at any depth."""
-        hits = self.lines_with(pattern)
+    def reaching(self, words: Iterable[str]) -> frozenset[FunctionFacts]:
+        """The functions that hold one of the words, or mention one that does, at any depth."""
+        hits = self.lines_with(words)
         reached = {
             function
             for function in self.functions
@@ -172,7 +179,7 @@ class FunctionFacts:
     @cached_property
     def is_generator(self) -> bool:
         """Whether it yields."""
-        if isinstance(self.node, ast.Lambda):
+        if isinstance(self.node, ast.Lambda) or "yield" not in self.identifiers:
             return False
         return any(isinstance(node, ast.Yield | ast.YieldFrom) for node in _own_nodes(self.node))
 

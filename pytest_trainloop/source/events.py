@@ -113,8 +113,7 @@ class Store(Event):
 
     #: `name`, `attribute` or `item`.
     kind: str
-    #: The target as written.
-    target: str
+    target_node: ast.expr
     value: Value
     owner: Value | None = None
     #: The operator of an augmented assignment (`+`), or "".
@@ -123,6 +122,11 @@ class Store(Event):
     bound_in: Context | None = None
     #: For an augmented assignment: what the target stands for afterwards.
     total: Value | None = None
+
+    @property
+    def target(self) -> str:
+        """The target as written."""
+        return self.file.text_of(self.target_node)
 
     @property
     def value_node(self) -> ast.AST:

@@ -12,6 +12,7 @@ from pytest_trainloop.source.values import (
     Constant,
     Element,
     Function,
+    Operation,
     Value,
     options,
     origins,
@@ -76,7 +77,7 @@ def may_use_gradients(event: Event) -> bool:
 def _handles_gradients(call: Call) -> bool:
     if call.followed or is_clip(call) or is_clearing(call) or is_unscale(call):
         return False
-    if any(_is_gradient(value) for given in call.inputs for value in (given, *_bases(given))):
+    if any(_is_made_of_gradients(given) for given in call.inputs):
         return True
     if is_known_harmless(call) or stepped_optimizer(call) is not None or call.method in _QUIET:
         return call.qualified == "torch.autograd.grad"
@@ -93,13 +94,13 @@ def _is_gradient(value: Value) -> bool:
     return isinstance(value, Attribute) and value.name == "grad"
 
 
-def _bases(value: Value) -> tuple[Value, ...]:
-    """The objects that a chain of attributes and items belongs to."""
-    found: list[Value] = []
-    while isinstance(value, Attribute | Element):
+def _is_made_of_gradients(value: Value) -> bool:
+    """Whether the value is a gradient, a part of one, or computed from one."""
+    while isinstance(value, Attribute | Element) and not _is_gradient(value):
         value = value.base
-        found.append(value)
-    return tuple(found)
+    if isinstance(value, Operation):
+        return any(_is_made_of_gradients(operand) for operand in value.operands)
+    return _is_gradient(value)
 
 
 def has_more_arguments(step: Step) -> bool:

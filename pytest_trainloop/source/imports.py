@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.values import Imported
@@ -27,6 +28,7 @@ _SAME = {
 }
 
 
+@cache
 def canonical(qualified: str) -> str:
     """The one full name of what may be imported from several places."""
     for alias, name in _SAME.items():

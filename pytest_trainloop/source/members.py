@@ -208,7 +208,7 @@ def _store(
             reader.context,
             0,
             kind,
-            reader.file.text_of(target),
+            target,
             value,
             owner,
             "",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from pytest_trainloop.source import follow
 from pytest_trainloop.source.definitions import FunctionFacts, SourceFile
 from pytest_trainloop.source.events import Trace
@@ -46,7 +44,7 @@ def read_source(
 def _wanted(file: SourceFile, words: frozenset[str] | None) -> frozenset[FunctionFacts]:
     if words is None:
         return file.interesting
-    return file.reaching(re.compile("|".join(re.escape(word) for word in sorted(words))))
+    return file.reaching(words)
 
 
 def _callers_first(file: SourceFile, wanted: frozenset[FunctionFacts]) -> list[FunctionFacts]:

@@ -84,7 +84,7 @@ def read_augmented(reader: Reader, node: ast.AugAssign) -> bool:
             reader.context,
             0,
             kinds[type(node.target)],
-            reader.file.text_of(node.target),
+            node.target,
             value,
             owner,
             operator(node.op),
