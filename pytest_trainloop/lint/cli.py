@@ -10,8 +10,8 @@ import click
 
 from pytest_trainloop import __version__
 from pytest_trainloop.lint.command import run_command
-from pytest_trainloop.lint.config import FORMATS
 from pytest_trainloop.lint.options import Options
+from pytest_trainloop.lint.report import formats
 from pytest_trainloop.lint.selection import UnknownNameError, check_names
 from pytest_trainloop.lint.terminal import CommandError
 
@@ -41,7 +41,9 @@ def _names_option(flag: str, text: str) -> Callable[[Any], Any]:
     "--exclude", multiple=True, metavar="PATTERN", help="Paths to leave out, as in .gitignore."
 )
 @click.option("--force-exclude", is_flag=True, help="Leave them out even if named as PATH.")
-@click.option("--output-format", type=click.Choice(FORMATS), help="How to report; text by default.")
+@click.option(
+    "--output-format", type=click.Choice(formats()), help="How to report; text by default."
+)
 @click.option("--output-file", type=click.Path(dir_okay=False), help="Write the report there.")
 @click.option("--statistics", is_flag=True, help="Report how many problems each rule has.")
 @click.option("--fix", is_flag=True, help="Make the safe fixes.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pytest_trainloop.lint.report import formats
 from pytest_trainloop.lint.selection import (
     Selection,
     UnknownNameError,
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from pytest_trainloop.lint.ignored import Patterns
 
 TABLE = "trainloop-lint"
-FORMATS = ("text", "concise", "json", "github", "gitlab", "sarif", "junit")
 _GLOB = frozenset("*?[!")
 
 
@@ -221,8 +221,8 @@ class _Reader:
     def output_format(self) -> str:
         key = "output-format" if "output-format" in self.table else "format"
         chosen: str = self.value(key, str, default="text")
-        if chosen not in FORMATS:
-            raise _WrongValueError(f"`{key}`: {describe_unknown(chosen, FORMATS, 'format')}")
+        if chosen not in formats():
+            raise _WrongValueError(f"`{key}`: {describe_unknown(chosen, formats(), 'format')}")
         return chosen
 
     def place(self, key: str) -> str | None:

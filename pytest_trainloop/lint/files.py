@@ -164,6 +164,6 @@ def _missing(path: str) -> str:
         beside: Iterator[str] | list[str] = os.listdir(folder or os.curdir)
     except OSError:
         beside = []
-    close = get_close_matches(name, beside, n=1)
+    close = get_close_matches(name, beside, n=1, cutoff=0.7)
     hint = f"; did you mean `{os.path.join(folder, close[0])}`?" if close else ""
     return f"there is no such file or folder{hint}"
