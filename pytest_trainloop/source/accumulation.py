@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.frames import With
 from pytest_trainloop.source.turns import before
-from pytest_trainloop.source.values import Operation, Result, Value, options, origins, spelling
+from pytest_trainloop.source.values import Operation, Result, Value, options, spelling
 
 if TYPE_CHECKING:
     from pytest_trainloop.source.events import Event
@@ -64,9 +64,8 @@ class Accumulation:
 
     def is_every_time(self, event: Event) -> bool:
         """Whether every micro-batch comes by the event, whether or not it is the last one."""
-        if self.micro_batches is not None:
-            return self.micro_batches in event.context and not _counts_up(self.loop.guards(event))
-        return self.loop.loop in event.context and not _counts_up(self.loop.guards(event))
+        around = self.micro_batches or self.loop.loop
+        return around in event.context and not _counts(self.loop, event, self.backward.call)
 
 
 def accumulations(loop: TrainingLoop) -> Iterator[Accumulation]:
@@ -88,24 +87,37 @@ def _of(loop: TrainingLoop, step: Step, backward: Backward) -> Accumulation | No
     if around and around[-1] not in step.call.context:
         return Accumulation(loop, step, backward, micro_batches=around[-1])
     for guard in loop.guards(step.call):
-        if is_counting(guard) and not _counts_up(loop.guards(backward.call)):
-            return Accumulation(loop, step, backward, guard=guard)
+        if is_counting(guard) and not _counts(loop, backward.call, step.call):
+            if guard not in backward.call.context:
+                return Accumulation(loop, step, backward, guard=guard)
     return None
 
 
-def _counts_up(guards: tuple[Branch, ...]) -> bool:
-    return any(is_counting(guard) for guard in guards)
+def _counts(loop: TrainingLoop, event: Event, other: Event) -> bool:
+    """Whether the event depends on a count that `other` does not depend on."""
+    return any(is_counting(guard) for guard in loop.guards(event) if guard not in other.context)
 
 
 def is_counting(guard: Branch) -> bool:
     """Whether a condition holds at every k-th micro-batch only."""
-    if _modulus(guard.test) is not None:
-        return True
-    return any(_COUNTING_NAME.search(spelling(value)) for value in origins(guard.test, 40))
+    return any(
+        (isinstance(value, Operation) and value.operator == "%")
+        or _COUNTING_NAME.search(spelling(value))
+        for value in _terms(guard.test)
+    )
 
 
 def _modulus(test: Value) -> Value | None:
-    for value in origins(test, 40):
+    for value in _terms(test):
         if isinstance(value, Operation) and value.operator == "%":
             return value.operands[-1]
     return None
+
+
+def _terms(test: Value) -> Iterator[Value]:
+    """What a condition is put together from, without what goes into calls and attributes."""
+    for option in options(test):
+        yield option
+        if isinstance(option, Operation):
+            for operand in option.operands:
+                yield from _terms(operand)

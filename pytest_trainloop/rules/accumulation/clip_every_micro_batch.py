@@ -12,12 +12,14 @@ from pytest_trainloop.source.facts import (
     FileFacts,
     Inside,
     Operation,
+    Place,
     Result,
     Value,
     accumulations,
     at_surface,
     constant,
     is_clearing,
+    is_clip,
     is_measuring,
     is_out_of_order,
     is_scheduler_call,
@@ -39,8 +41,8 @@ class ClipEveryMicroBatch(Rule):
     `backward()` clips partial sums again and again. Likewise a schedule that was made for the
     number of updates must move once an update.
 
-    What torch does: nothing. With a gradient scaler, a second `unscale_()` before the update
-    raises.
+    What torch does: nothing about the clip. A gradient scaler raises at the second `unscale_()`
+    before an update.
 
     Limits: clipping each value by itself (`clip_grad_value_`) is not reported. A scheduler is
     reported only where it was made for a number of steps divided by the number of
@@ -96,7 +98,7 @@ class ClipEveryMicroBatch(Rule):
                     loss = F.cross_entropy(model(x), y) / args.gradient_accumulation_steps
                     if args.fp16:
                         scaler.scale(loss).backward()
-                        scaler.unscale_(optimizer)
+                        scaler.unscale_(optimizer)  # error
                     else:
                         loss.backward()
                     nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)  # error
@@ -199,25 +201,33 @@ class ClipEveryMicroBatch(Rule):
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for clips and scheduler steps that each micro-batch of an accumulation comes by."""
         for loop in file.loops:
+            told: set[Place] = set()
             for accumulation in accumulations(loop):
                 if any(accumulation.is_every_time(step.call) for step in loop.steps):
                     continue
-                yield from self._clips(accumulation)
-                yield from self._schedules(accumulation)
+                for finding in (*self._clips(accumulation), *self._schedules(accumulation)):
+                    if finding.place not in told:
+                        told.add(finding.place)
+                        yield finding
 
     def _clips(self, accumulation: Accumulation) -> Iterator[Finding]:
         loop, step = accumulation.loop, accumulation.step.call
         if any(accumulation.is_every_time(event) and _is_by_hand(event) for event in loop.events):
             return
-        for clip in loop.clips:
-            if not _clips_partial_sums(accumulation, clip):
+        for call in (*loop.unscales, *loop.clips):
+            if not _touches_partial_sums(accumulation, call):
                 continue
+            what = (
+                f"`{call.name}` clips the partial sum of gradients"
+                if is_clip(call)
+                else f"`{call.text}` takes the loss scale off the partial sum of gradients"
+            )
             yield self.finding(
-                at_surface(loop, clip).place,
-                f"`{clip.name}` clips the partial sum of gradients at every micro-batch, but "
-                f"`{step.text}` runs only after `{accumulation.header}`",
-                f"clip once an update, right before `{step.text}`",
-                _moved(accumulation, clip),
+                at_surface(loop, call).place,
+                f"{what} at every micro-batch, but `{step.text}` runs only after "
+                f"`{accumulation.header}`",
+                f"do it once an update, right before `{step.text}`",
+                _moved(accumulation, call) if is_clip(call) else None,
             )
 
     def _schedules(self, accumulation: Accumulation) -> Iterator[Finding]:
@@ -233,11 +243,13 @@ class ClipEveryMicroBatch(Rule):
                 )
 
 
-def _clips_partial_sums(accumulation: Accumulation, clip: Call) -> bool:
+def _touches_partial_sums(accumulation: Accumulation, call: Call) -> bool:
     loop = accumulation.loop
-    if "value" in clip.method or is_measuring(clip) or is_out_of_order(loop, clip):
+    if "value" in call.method or is_out_of_order(loop, call) or accumulation.is_managed:
         return False
-    return clip.index > accumulation.backward.call.index and accumulation.is_every_time(clip)
+    if is_clip(call) and is_measuring(call):
+        return False
+    return call.index > accumulation.backward.call.index and accumulation.is_every_time(call)
 
 
 def _is_by_hand(event: Event) -> bool:

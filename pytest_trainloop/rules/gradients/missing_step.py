@@ -1,0 +1,288 @@
+"""The rule `missing-step`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.source.facts import (
+    Attribute,
+    Call,
+    Event,
+    FileFacts,
+    Result,
+    Return,
+    Store,
+    Trace,
+    Value,
+    cleared,
+    is_backward,
+    is_optimizer,
+    is_scheduler_call,
+    loops_of,
+    may_use_gradients,
+    options,
+    origins,
+    same,
+)
+
+
+class MissingStep(Rule):
+    """Gradients are computed and cleared, but no optimizer ever steps.
+
+    Symptom: the loss stays where it began, and so do the weights, to the last bit.
+
+    Why: `backward()` only fills `.grad`. The weights change in `optimizer.step()`, and
+    nowhere else. A scheduler's `step()` changes the learning rate, not the weights.
+
+    What torch does: if a scheduler steps, it warns once that `optimizer.step()` should come
+    first. Without one, nothing.
+
+    Limits: reported only where the optimizer is made in sight, is cleared in the loop that
+    back-propagates, and is given to nothing that could step it.
+    """
+
+    since = "0.1"
+    triggers = ("backward", "zero_grad", "torch")
+    sources = (
+        "https://pytorch.org/docs/stable/optim.html#taking-an-optimization-step",
+        "https://pytorch.org/docs/stable/generated/torch.optim.Optimizer.step.html",
+    )
+    examples = (
+        Bad(
+            "the optimizer is cleared and never steps",
+            """
+            def train(model, loader):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()  # error
+            """,
+            fixed="""
+            def train(model, loader):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()  # error
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "the optimizer steps",
+            """
+            def train(model, loader):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()
+                    optimizer.step()
+            """,
+        ),
+        Bad(
+            "only the scheduler steps",
+            """
+            def train(model, loader, epochs):
+                optimizer = torch.optim.Adam(model.parameters())
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()  # error
+                    scheduler.step()
+            """,
+        ),
+        Bad(
+            "the step function gets the optimizer and does not use it up",
+            """
+            def update(model, optimizer, x, y):
+                optimizer.zero_grad()
+                loss = F.mse_loss(model(x), y)
+                loss.backward()  # error
+                return loss.item()
+
+            def train(model, loader):
+                optimizer = torch.optim.Adam(model.parameters())
+                for x, y in loader:
+                    update(model, optimizer, x, y)
+            """,
+        ),
+        Good(
+            "a helper out of sight steps",
+            """
+            from framework import apply_update
+
+            def train(model, loader):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    torch.nn.functional.cross_entropy(model(x), y).backward()
+                    apply_update(optimizer)
+            """,
+        ),
+        Good(
+            "a gradient scaler steps",
+            """
+            def train(model, loader):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                grad_scaler = torch.amp.GradScaler()
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    grad_scaler.scale(F.cross_entropy(model(x), y)).backward()
+                    grad_scaler.step(optimizer)
+                    grad_scaler.update()
+            """,
+        ),
+        Good(
+            "the weights are changed by hand",
+            """
+            def train(model, loader, lr):
+                optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    with torch.no_grad():
+                        for p in model.parameters():
+                            p.sub_(lr * p.grad)
+            """,
+        ),
+        Good(
+            "the gradients are what is wanted",
+            """
+            def saliency(model, loader):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                maps = []
+                for x, y in loader:
+                    x.requires_grad_()
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    maps.append(x.grad.abs())
+                return maps
+            """,
+        ),
+        Good(
+            "the optimizer is kept, and another method steps",
+            """
+            class Trainer:
+                def __init__(self, model):
+                    self.model = model
+                    self.optimizer = torch.optim.Adam(model.parameters())
+
+                def accumulate(self, batches):
+                    self.optimizer.zero_grad()
+                    for x, y in batches:
+                        F.mse_loss(self.model(x), y).backward()
+
+                def apply(self):
+                    self.optimizer.step()
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Look for optimizers that are made and cleared, beside a backward, and nothing else."""
+        if any(_may_step(call) for trace in file.traces for call in trace.calls):
+            return
+        for trace in file.traces:
+            for optimizer in _made(trace):
+                backward = _backward_beside(trace, optimizer)
+                if backward is not None and not _gets_away(trace, optimizer):
+                    yield self._report(trace, optimizer, backward)
+
+    def _report(self, trace: Trace, optimizer: Value, backward: Call) -> Finding:
+        names = [
+            event.target
+            for event in trace.stores
+            if event.kind == "name" and same(event.value, optimizer)
+        ]
+        name = names[0] if names else "optimizer"
+        clearing = next(event for event in trace.calls if _clears(event, optimizer))
+        used = clearing.receiver_text
+        is_near = clearing.context == backward.context and backward.discarded
+        return self.finding(
+            backward.place,
+            f"`{backward.text}` computes gradients, but `{name}` never steps, so the weights "
+            "stay as they are",
+            f"write `{used}.step()` after `{backward.text}`",
+            Fix((Edit("insert-after", backward.place, f"{used}.step()"),), safe=False)
+            if is_near
+            else None,
+        )
+
+
+def _made(trace: Trace) -> Iterator[Value]:
+    """The optimizers of torch that the trace makes."""
+    for call in trace.calls:
+        if call.qualified.startswith("torch.optim.") and not is_scheduler_call(call):
+            for event in trace.stores:
+                if event.kind == "name" and isinstance(event.value, Result):
+                    if event.value.call is call and is_optimizer(event.value):
+                        yield event.value
+
+
+def _may_step(call: Call) -> bool:
+    """Whether the call may be an update, of any optimizer."""
+    if call.receiver is None or "step" not in call.method:
+        return "minimize" in call.method or "optimizer_step" in call.method
+    if call.method != "step":
+        return not call.followed and "sched" not in call.name
+    return not any(
+        isinstance(option, Result) and is_scheduler_call(option.call)
+        for option in options(call.receiver)
+    )
+
+
+def _clears(event: Event, optimizer: Value) -> bool:
+    target = cleared(event)
+    return target is not None and same(target, optimizer)
+
+
+def _backward_beside(trace: Trace, optimizer: Value) -> Call | None:
+    """The backward in the same loop as a clearing of the optimizer."""
+    if any(may_use_gradients(event) and not _makes(event, optimizer) for event in trace.events):
+        return None
+    loops = {
+        id(loop)
+        for event in trace.events
+        if _clears(event, optimizer)
+        for loop in loops_of(event.context)[-1:]
+    }
+    for call in trace.calls:
+        if is_backward(call) and any(id(loop) in loops for loop in loops_of(call.context)):
+            return call
+    return None
+
+
+def _makes(event: Event, optimizer: Value) -> bool:
+    """Whether the event is about making the optimizer, its scheduler, or clearing it."""
+    if isinstance(event, Call):
+        return event.qualified.startswith("torch.optim.") or is_scheduler_call(event)
+    return isinstance(event, Store) and same(event.value, optimizer)
+
+
+def _gets_away(trace: Trace, optimizer: Value) -> bool:
+    """Whether code out of sight can get hold of the optimizer."""
+    for event in trace.events:
+        if isinstance(event, Return) and any(
+            value is optimizer for value in origins(event.value, 30)
+        ):
+            return True
+        if isinstance(event, Store) and event.kind != "name" and same(event.value, optimizer):
+            return True
+        if isinstance(event, Call) and not event.followed and not is_scheduler_call(event):
+            if any(_holds(given, optimizer) for given in _arguments(event)):
+                return True
+    return False
+
+
+def _arguments(call: Call) -> tuple[Value, ...]:
+    return (*call.args, *call.keywords.values())
+
+
+def _holds(given: Value, optimizer: Value) -> bool:
+    return any(
+        value is optimizer or (isinstance(value, Attribute) and value.base is optimizer)
+        for value in origins(given, 30)
+    )
