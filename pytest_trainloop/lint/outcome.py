@@ -10,6 +10,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Replacement:
+    """A change of a file: `text` instead of what lies between two places (as in `Problem`)."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """A finding as a reader meets it: where it stands in the user's file, and its words.
 
@@ -36,6 +47,8 @@ class Problem:
     source_line: str = ""
     #: Stays the same when the lines around the problem move: 16 hexadecimal digits.
     fingerprint: str = ""
+    #: What the fix changes in a script; filled in for the formats that show it only.
+    replacements: tuple[Replacement, ...] = ()
 
     @property
     def fixable(self) -> Literal["safe", "unsafe"] | None:

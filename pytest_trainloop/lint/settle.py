@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.lint.document import Document, UnreadableError, read_document, split_lines
-from pytest_trainloop.lint.outcome import Problem
+from pytest_trainloop.lint.outcome import Problem, Replacement
+from pytest_trainloop.lint.report import SHOW_FIXES
 from pytest_trainloop.lint.selection import (
     EVERYTHING,
     UNUSED_SUPPRESSION,
@@ -113,7 +114,16 @@ class Settling:
             finding.advice,
             finding.fix,
             file.line(place.line),
+            replacements=self._replacements(file, finding),
         )
+
+    def _replacements(self, file: _File, finding: Finding) -> tuple[Replacement, ...]:
+        """What the fix changes, where the format shows it: that costs a parse for each."""
+        if finding.fix is None or self._settings.output_format not in SHOW_FIXES:
+            return ()
+        from pytest_trainloop.lint.fix import replacements
+
+        return replacements(file.document, finding.fix)
 
     def _unused(self, path: str, comment: Suppression) -> Iterator[Problem]:
         """What is wrong with a comment that has suppressed nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pytest_trainloop.lint.fix.passes import FixResult, fix_document, unified_diff
 from pytest_trainloop.lint.fix.proven import splices_of
+from pytest_trainloop.lint.fix.shown import replacements
 from pytest_trainloop.lint.fix.splices import CannotFixError, Splice
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "FixResult",
     "Splice",
     "fix_document",
+    "replacements",
     "splices_of",
     "unified_diff",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.lint.report._terminal import printable
@@ -31,3 +32,15 @@ def sentences(problem: Problem) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 problem`, `3 problems`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_file(problem: Problem, text: str) -> str:
+    """The text with the place in a notebook, for formats that know files and lines only."""
+    if problem.cell is None:
+        return text
+    return f"cell {problem.cell}, line {problem.line}: {text}"
+
+
+def posix(path: str) -> str:
+    """The path with slashes, as reports that travel to other machines have it."""
+    return PurePath(path).as_posix()

@@ -16,7 +16,7 @@ _LONGEST_LINE = 160
 
 def write(report: Report) -> str:
     """Each problem in a paragraph of its own, then what could not be linted, then the count."""
-    paragraphs = [_paragraph(problem, report.color) for problem in report.problems]
+    paragraphs = [paragraph(problem, color=report.color) for problem in report.problems]
     paragraphs += [
         f"{painted(error_place(error), 'bold', report.color)}: {printable(error.message)}\n"
         for error in report.errors
@@ -46,7 +46,8 @@ def _fixable(report: Report) -> str:
     return f" ({', '.join(offers)})" if offers else ""
 
 
-def _paragraph(problem: Problem, color: bool) -> str:
+def paragraph(problem: Problem, *, color: bool) -> str:
+    """One problem in full: place, rule, cause, the source line with a caret, advice."""
     where = painted(place(problem), "bold", color)
     rule = painted(problem.rule, "red", color)
     lines = [f"{where}: {rule}: {printable(problem.message)}"]
