@@ -34,6 +34,8 @@ class SourceFile:
     tree: ast.Module
     functions: list[FunctionFacts] = field(default_factory=list)
     classes: list[ClassFacts] = field(default_factory=list)
+    #: The functions and classes by the identity of their nodes.
+    definitions: dict[int, FunctionFacts | ClassFacts] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, path: str, text: str) -> SourceFile:
@@ -46,6 +48,16 @@ class SourceFile:
         file = cls(path, text, ast.parse(text))
         _outline(file, file.tree.body, None, None)
         return file
+
+    def function_at(self, node: ast.AST) -> FunctionFacts | None:
+        """The function that a `def` defines."""
+        found = self.definitions.get(id(node))
+        return found if isinstance(found, FunctionFacts) else None
+
+    def class_at(self, node: ast.AST) -> ClassFacts | None:
+        """The class that a `class` statement defines."""
+        found = self.definitions.get(id(node))
+        return found if isinstance(found, ClassFacts) else None
 
     @cached_property
     def lines(self) -> list[str]:
@@ -311,12 +323,14 @@ def _outline(
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
             function = FunctionFacts(file, statement, statement.name, owner, parent)
             file.functions.append(function)
+            file.definitions[id(statement)] = function
             if owner is not None:
                 owner.methods[statement.name] = function
             _outline(file, statement.body, None, function)
         elif isinstance(statement, ast.ClassDef):
             definition = ClassFacts(file, statement, statement.name)
             file.classes.append(definition)
+            file.definitions[id(statement)] = definition
             _outline(file, statement.body, definition, parent)
         elif isinstance(statement, _COMPOUND):
             for block in _blocks(statement):

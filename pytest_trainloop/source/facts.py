@@ -67,6 +67,12 @@ from pytest_trainloop.source.roles import (
     members_of,
     same,
 )
+from pytest_trainloop.source.switches import (
+    depends_on_mode,
+    may_switch,
+    switch_of,
+    trained_forwards,
+)
 from pytest_trainloop.source.turns import (
     after,
     at_surface,
@@ -230,6 +236,7 @@ __all__ = [
     "common",
     "constant",
     "cut_source",
+    "depends_on_mode",
     "either",
     "exclusive",
     "gradients",
@@ -266,6 +273,7 @@ __all__ = [
     "maker",
     "may_do_anything",
     "may_set_gradients",
+    "may_switch",
     "may_use_gradients",
     "members_of",
     "only_statement",
@@ -275,6 +283,8 @@ __all__ = [
     "spelling",
     "start_of",
     "stepped_optimizer",
+    "switch_of",
     "together",
+    "trained_forwards",
     "trains_automatically",
 ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source import follow
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
 from pytest_trainloop.source.frames import Inside
+from pytest_trainloop.source.modules import Loaded
 from pytest_trainloop.source.reader import Reader
 from pytest_trainloop.source.scopes import Binding, Scope
 from pytest_trainloop.source.values import (
@@ -24,6 +24,8 @@ from pytest_trainloop.source.values import (
 if TYPE_CHECKING:
     from pytest_trainloop.source.tree import SourceTree
 
+#: How many other modules are asked for names on behalf of one.
+MOST_MODULES = 40
 #: How much is read of a method only to learn what it assigns.
 MOST_EVENTS_ASIDE = 1_500
 
@@ -37,35 +39,12 @@ class Program:
         self.tree = tree
         #: Functions whose bodies have been read in some context.
         self.read: set[FunctionFacts] = set()
-        self._definitions: dict[int, FunctionFacts | ClassFacts] = {}
-        self._modules: dict[str, Scope | None] = {}
+        #: The linted modules that were asked for names.
+        self._asked: set[str] = set()
         self._instances: dict[ClassFacts, Instance] = {}
         #: The attributes of an object after one of its methods was read on its own.
         self._fields: dict[tuple[int, FunctionFacts], dict[str, Value]] = {}
         self._alive: list[Instance] = []
-
-    def add(self, path: str, text: str) -> SourceFile:
-        """Parse a file and know its definitions.
-
-        Raises:
-            SyntaxError: the text is not Python.
-        """
-        file = SourceFile.parse(path, text)
-        for function in file.functions:
-            self._definitions[id(function.node)] = function
-        for definition in file.classes:
-            self._definitions[id(definition.node)] = definition
-        return file
-
-    def function_at(self, _: SourceFile, node: ast.AST) -> FunctionFacts | None:
-        """The function that a `def` defines."""
-        found = self._definitions.get(id(node))
-        return found if isinstance(found, FunctionFacts) else None
-
-    def class_at(self, _: SourceFile, node: ast.AST) -> ClassFacts | None:
-        """The class that a `class` statement defines."""
-        found = self._definitions.get(id(node))
-        return found if isinstance(found, ClassFacts) else None
 
     # -- other files ------------------------------------------------------------------
 
@@ -116,18 +95,28 @@ class Program:
         return Imported(qualified, path) if path else Imported(qualified, base.path, name)
 
     def _module(self, path: str) -> Scope | None:
-        """The names that a linted module binds; None while it is being read, or if it cannot be."""
-        if path not in self._modules:
-            self._modules[path] = None
-            try:
-                file = self.add(path, self.tree.source(path) if self.tree is not None else "")
-            except (OSError, SyntaxError, ValueError, RecursionError):
+        """The names that a linted module binds; None if it cannot be read, or is one too many."""
+        if self.tree is None:
+            return None
+        if path not in self._asked:
+            if len(self._asked) >= MOST_MODULES:
                 return None
-            reader = Reader(self, file, None)
-            reader.is_import = True
-            reader.run(file.tree.body)
-            self._modules[path] = reader.scope
-        return self._modules[path]
+            self._asked.add(path)
+        return self.tree.modules.get(path, self._load)
+
+    def _load(self, path: str) -> Loaded | None:
+        """Read a module's body, as an import runs it, for the names that it binds."""
+        if self.tree is None:
+            return None
+        try:
+            text = self.tree.source(path)
+            file = SourceFile.parse(path, text)
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            return None
+        reader = Reader(Program(self.tree), file, None)
+        reader.is_import = True
+        reader.run(file.tree.body)
+        return Loaded(reader.scope, len(text))
 
     # -- objects ----------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ def read_source(
         RecursionError: it is nested too deeply.
     """
     program = Program(tree)
-    file = program.add(path, text)
+    file = SourceFile.parse(path, text)
     module = Reader(program, file, None)
     module.run(file.tree.body)
     traces = [module.trace]

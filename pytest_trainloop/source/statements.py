@@ -238,7 +238,7 @@ def read_function(reader: Reader, node: ast.FunctionDef | ast.AsyncFunctionDef) 
     for default in (*node.args.defaults, *node.args.kw_defaults):
         if default is not None:
             reader.evaluate(default)
-    definition = reader.program.function_at(reader.file, node)
+    definition = reader.file.function_at(node)
     if definition is not None:
         reader.scope.bind(node.name, Function(definition, reader.scope), reader.context)
     return False
@@ -246,7 +246,7 @@ def read_function(reader: Reader, node: ast.FunctionDef | ast.AsyncFunctionDef) 
 
 def read_class(reader: Reader, node: ast.ClassDef) -> bool:
     """A class is bound to its name; its bases become known."""
-    definition = reader.program.class_at(reader.file, node)
+    definition = reader.file.class_at(node)
     if definition is not None:
         definition.bases = tuple(reader.evaluate(base) for base in node.bases)
         definition.scope = reader.scope

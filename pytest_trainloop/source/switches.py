@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.attachment import is_forward
-from pytest_trainloop.source.definitions import ClassFacts
+from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts
 from pytest_trainloop.source.values import (
     Class,
     Collection,
     Constant,
+    Function,
+    Imported,
     Instance,
     Result,
     Returned,
@@ -39,7 +41,12 @@ _PLAIN_LAYER = re.compile(r"^torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w*$")
 
 def switch_of(call: Call) -> bool | None:
     """True: the call puts a model into train mode; False: into eval mode; None: neither is known."""
-    if call.method not in ("eval", "train") or call.receiver is None or call.qualified or call.followed:
+    if (
+        call.method not in ("eval", "train")
+        or call.receiver is None
+        or call.qualified
+        or call.followed
+    ):
         return None
     if call.method == "eval":
         return None if call.args or call.keywords else False
@@ -59,7 +66,7 @@ def may_switch(call: Call) -> bool:
 _SWITCHING = re.compile(
     r"^(?:set|to|switch|toggle|enter|put|make|as|use)?_?(?:eval|train(?:ing)?|test|inference)(?:_?mode|ing)?$"
     r"|set_mode|mode_to|_mode$|for_training|for_inference|evaluating|freeze",
-    re.I,
+    re.IGNORECASE,
 )
 
 
@@ -115,7 +122,7 @@ def _any_depends(layers: Iterator[Value]) -> bool | None:
 def _class_depends(definition: ClassFacts) -> bool | None:
     """Whether a class, or one that it is built from, has a layer that cares for the mode."""
     seen: set[int] = set()
-    queue = [definition]
+    queue: list[ClassFacts | FunctionFacts] = [definition]
     known = True
     for current in queue:
         if id(current) in seen:
@@ -125,25 +132,41 @@ def _class_depends(definition: ClassFacts) -> bool | None:
         if _MODAL.search(text):
             return True
         known = known and not _MADE_ELSEWHERE.search(text)
-        queue.extend(base for base in current.ancestors() if isinstance(base, ClassFacts))
-        queue.extend(_mentioned(current, text))
+        if isinstance(current, ClassFacts):
+            queue.extend(base for base in current.ancestors() if isinstance(base, ClassFacts))
+        for mentioned in _mentioned(definition, text):
+            if isinstance(mentioned, Imported):
+                known = known and mentioned.qualified.partition(".")[0] in _WITHOUT_LAYERS
+            else:
+                queue.append(mentioned)
     return False if known else None
 
 
-_MADE_ELSEWHERE = re.compile(r"from_pretrained|create_model|models\.|hub\.load|build_\w+\(|get_model")
+_MADE_ELSEWHERE = re.compile(r"from_pretrained|create_model|models\.|hub\.load|get_model")
+#: Libraries that make no layers, or only those that are told by their names.
+_WITHOUT_LAYERS = frozenset(
+    ["torch", "math", "numpy", "typing", "collections", "functools", "itertools", "einops", "os"]
+)
 
 
-def _text(definition: ClassFacts) -> str:
+def _text(definition: ClassFacts | FunctionFacts) -> str:
     node = definition.node
     rows = definition.file.lines[node.lineno - 1 : node.end_lineno or node.lineno]
     return "\n".join(row.partition("#")[0] for row in rows)
 
 
-def _mentioned(definition: ClassFacts, text: str) -> Iterator[ClassFacts]:
-    """The classes in sight that the text of a class mentions."""
+def _mentioned(
+    definition: ClassFacts, text: str
+) -> Iterator[ClassFacts | FunctionFacts | Imported]:
+    """What the text of a class or a function mentions: definitions in sight, and imports."""
     scope = definition.scope
-    for name in set(re.findall(r"\b[A-Z]\w+", text)) if scope is not None else ():
+    for name in set(_NAME.findall(text)) if scope is not None else ():
         binding = scope.find(name) if scope is not None else None
         for option in options(binding.value) if binding is not None else ():
-            if isinstance(option, Class):
+            if isinstance(option, Class | Function):
                 yield option.definition
+            elif isinstance(option, Imported):
+                yield option
+
+
+_NAME = re.compile(r"(?<![.\w])[A-Za-z_]\w*")

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 
+from pytest_trainloop.source.modules import Modules
+
 
 def digest(data: bytes) -> str:
     """A short fingerprint of a file's content."""
@@ -29,6 +31,7 @@ class SourceTree:
         self._read = read
         #: Which files reading has looked at since the last `forget`, with their digests.
         self.consulted: dict[str, str | None] = {}
+        self.modules = Modules(lambda: self.consulted)
 
     def forget(self) -> None:
         """Begin a new account of what is looked at."""
