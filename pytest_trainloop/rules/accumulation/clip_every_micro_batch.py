@@ -17,6 +17,7 @@ from pytest_trainloop.source.facts import (
     Value,
     accumulations,
     at_surface,
+    before,
     constant,
     is_clearing,
     is_clip,
@@ -249,7 +250,8 @@ def _touches_partial_sums(accumulation: Accumulation, call: Call) -> bool:
         return False
     if is_clip(call) and is_measuring(call):
         return False
-    return call.index > accumulation.backward.call.index and accumulation.is_every_time(call)
+    comes_after = before([backward.call for backward in loop.backwards], call)
+    return bool(comes_after) and accumulation.is_every_time(call)
 
 
 def _is_by_hand(event: Event) -> bool:
