@@ -78,4 +78,4 @@ def symptom() -> Symptom:
 
 if __name__ == "__main__":
     bug = difference(train.train_steps, train_steps)
-    show(symptom(), bug, GUARD)
+    show(symptom, bug, GUARD)

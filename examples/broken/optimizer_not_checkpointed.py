@@ -81,4 +81,4 @@ if __name__ == "__main__":
     bug = difference(healthy.save, Checkpoint.save) + difference(
         healthy.restore, Checkpoint.restore
     )
-    show(symptom(), bug, GUARD)
+    show(symptom, bug, GUARD)

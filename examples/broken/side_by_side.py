@@ -95,10 +95,11 @@ def _code_lines(function: Callable[..., object]) -> list[str]:
     return [line for line in code if line and not line.startswith("#")]
 
 
-def show(symptom: Symptom, bug: list[str], guard: str) -> None:
+def show(symptom: Callable[[], Symptom], bug: list[str], guard: str) -> None:
     """Print what the twin that runs is about, its symptom, its bug, and what the guard says."""
+    torch.set_num_threads(1)  # as the classifier does
     about = inspect.cleandoc(str(sys.modules["__main__"].__doc__))
-    click.echo(f"{about}\n\n{symptom.table()}\n")
+    click.echo(f"{about}\n\n{symptom().table()}\n")
     click.echo("\n".join(["What differs:", *bug, ""]))
     click.echo(f"$ {guard}\n{said_by(guard)}")
 

@@ -82,4 +82,4 @@ def test_every_step_is_taken_in_train_mode(trainloop: Record) -> None:
 
 if __name__ == "__main__":
     bug = difference(train.evaluate, evaluate)
-    show(symptom(), bug, GUARD)
+    show(symptom, bug, GUARD)
