@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.source.frames import With
+from pytest_trainloop.source.frames import Branch, With
 from pytest_trainloop.source.turns import before
 from pytest_trainloop.source.values import Operation, Result, Value, options, spelling
 
 if TYPE_CHECKING:
     from pytest_trainloop.source.events import Event
-    from pytest_trainloop.source.frames import Branch, Loop
+    from pytest_trainloop.source.frames import Loop
     from pytest_trainloop.source.loops import Backward, Step, TrainingLoop
 
 _COUNTING_NAME = re.compile(r"accum|micro_?(?:batch|step)|grad_?acc", re.IGNORECASE)
@@ -61,6 +61,24 @@ class Accumulation:
             for manager in frame.managers
             for option in options(manager)
         )
+
+    @property
+    def is_reset_by_step(self) -> bool:
+        """Whether the gradients are cleared where the step is, and only there."""
+        clearings = self.loop.clearings
+        return bool(clearings) and all(
+            any(is_counting(frame) for frame in self.loop.guards(event)) for event in clearings
+        )
+
+    @property
+    def counts_in_range(self) -> bool:
+        """Whether the inner loop counts micro-batches: `for micro_step in range(...)`."""
+        loop = self.micro_batches
+        if loop is None or loop.kind != "for":
+            return False
+        source = loop.source
+        is_range = isinstance(source, Result) and source.call.qualified == "builtins.range"
+        return is_range and bool(_COUNTING_NAME.search(loop.header))
 
     def is_every_time(self, event: Event) -> bool:
         """Whether every micro-batch comes by the event, whether or not it is the last one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from pytest_trainloop.source.attachment import is_forward
 from pytest_trainloop.source.events import Call, Event, Store
 from pytest_trainloop.source.roles import is_model, is_optimizer
 from pytest_trainloop.source.values import (
@@ -13,6 +14,7 @@ from pytest_trainloop.source.values import (
     Element,
     Function,
     Operation,
+    Result,
     Value,
     options,
     origins,
@@ -70,7 +72,8 @@ def may_set_gradients(event: Event) -> bool:
 def may_use_gradients(event: Event) -> bool:
     """Whether the event reads `.grad`, or may: to keep it, to average it, to apply it by hand."""
     if isinstance(event, Store):
-        return any(_is_gradient(value) for value in origins(event.value, 30))
+        changes = bool(event.augmented) and event.target.endswith((".grad", ".grad.data"))
+        return changes or any(_is_gradient(value) for value in origins(event.value, 30))
     return isinstance(event, Call) and not is_backward(event) and _handles_gradients(event)
 
 
@@ -87,7 +90,11 @@ def _handles_gradients(call: Call) -> bool:
 
 
 def _is_whole_model(value: Value) -> bool:
-    return is_model(value) and not any(isinstance(option, Element) for option in options(value))
+    """Whether the value is a model, and not one of a sequence, nor what a model computed."""
+    return is_model(value) and not any(
+        isinstance(option, Element) or (isinstance(option, Result) and is_forward(option.call))
+        for option in options(value)
+    )
 
 
 def _is_gradient(value: Value) -> bool:
