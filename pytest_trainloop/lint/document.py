@@ -129,6 +129,8 @@ def _known_encoding(name: str, has_bom: bool) -> str:
 
 
 def _decode(body: bytes, encoding: str) -> str:
+    if body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UnreadableError("it is UTF-16 text, which Python does not read")
     nul = body.find(b"\0")
     if nul >= 0:
         raise UnreadableError("it holds a nul byte", line=body.count(b"\n", 0, nul) + 1)

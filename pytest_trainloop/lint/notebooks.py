@@ -69,7 +69,7 @@ class Notebook:
         """The lines of each cell in a changed program."""
         marks = [_MARK.format(index=cell.index) for cell in self.cells]
         cells: list[list[str]] = []
-        for line in text.removesuffix("\n").split("\n"):
+        for line in text.removesuffix("\n").split("\n") if text else ():
             if len(cells) < len(marks) and line.strip() == marks[len(cells)]:
                 cells.append([])
             elif cells:
