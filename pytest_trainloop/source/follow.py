@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.source import members
 from pytest_trainloop.source.definitions import FunctionFacts
+from pytest_trainloop.source.dullness import is_dull
 from pytest_trainloop.source.events import Call
 from pytest_trainloop.source.frames import Branch, Inside
 from pytest_trainloop.source.imports import canonical
@@ -118,9 +119,10 @@ def function(
     """
     definition = callee.definition
     recursive = definition in reader.stack
-    if call is not None and not handed and (recursive or not definition.is_interesting):
+    harmless = not definition.is_interesting or definition in reader.program.dull
+    if call is not None and not handed and (recursive or harmless):
         call.followed = True
-    if recursive or reader.is_spent or not definition.is_interesting:
+    if recursive or harmless or reader.is_spent:
         return None
     if definition.is_generator and not handed and not reader.at_yield_pending:
         if call is not None:
@@ -128,9 +130,14 @@ def function(
         return None
     scope = Scope(definition.file, callee.scope)
     reader.program.read.add(definition)
-    _bind_parameters(reader, scope, callee, args, keywords, given_all=call is not None and not handed)
+    given_all = call is not None and not handed
+    spread = call is not None and _spreads(call)
+    _bind_parameters(reader, scope, callee, args, keywords, given_all=given_all, spread=spread)
     frame = Inside(definition.file, definition.node, definition, call, handed)
+    first = len(reader.trace.events)
     value = body(reader, definition, scope, frame)
+    if is_dull(reader.trace.events[first:]):
+        reader.program.dull.add(definition)
     if call is not None and not handed:
         call.followed = True
         return Returned(call, value)
@@ -159,6 +166,13 @@ def body(reader: Reader, definition: FunctionFacts, scope: Scope, frame: Inside)
     return either(*returned) if returned else Constant(None)
 
 
+def _spreads(call: Call) -> bool:
+    """Whether the call has a `*args`, so that positions do not tell which argument is which."""
+    return isinstance(call.node, ast.Call) and any(
+        isinstance(arg, ast.Starred) for arg in call.node.args
+    )
+
+
 def _bind_parameters(
     reader: Reader,
     scope: Scope,
@@ -167,12 +181,14 @@ def _bind_parameters(
     keywords: dict[str, Value],
     *,
     given_all: bool,
+    spread: bool,
 ) -> None:
     parameters = callee.definition.node.args
     names = [arg for arg in (*parameters.posonlyargs, *parameters.args)]
     values = list(args) if callee.receiver is None else [callee.receiver, *args]
-    starred = any(isinstance(value, Element) and value.key is None for value in args)
-    defaults = dict(zip([arg.arg for arg in reversed(names)], reversed(parameters.defaults), strict=False))
+    defaults = dict(
+        zip([arg.arg for arg in reversed(names)], reversed(parameters.defaults), strict=False)
+    )
     defaults |= {
         arg.arg: default
         for arg, default in zip(parameters.kwonlyargs, parameters.kw_defaults, strict=True)
@@ -181,15 +197,25 @@ def _bind_parameters(
     for position, arg in enumerate([*names, *parameters.kwonlyargs]):
         if arg.arg in keywords:
             value = keywords[arg.arg]
-        elif position < min(len(values), len(names)) and not (starred and position):
+        elif position < min(len(values), len(names)) and not (spread and position):
             value = values[position]
         else:
             default = defaults.get(arg.arg)
-            value = _left_out(reader, scope, arg, default, certain=given_all and not starred and "**" not in keywords)
+            value = _left_out(
+                reader,
+                scope,
+                arg,
+                default,
+                certain=given_all and not spread and "**" not in keywords,
+            )
         scope.bind(arg.arg, value, reader.context)
     if parameters.vararg is not None:
         rest = tuple(values[len(names) :])
-        packed: Value = Collection("tuple", rest) if given_all and not starred else Unknown(parameters.vararg.arg)
+        packed: Value = (
+            Collection("tuple", rest)
+            if given_all and not spread
+            else Unknown(parameters.vararg.arg)
+        )
         scope.bind(parameters.vararg.arg, packed, reader.context)
     if parameters.kwarg is not None:
         scope.bind(parameters.kwarg.arg, Unknown(parameters.kwarg.arg), reader.context)
@@ -243,8 +269,12 @@ def _read_generator(reader: Reader, call: Call, callee: Function) -> Value:
         return Element(Result(call))
     scope = Scope(definition.file, callee.scope)
     reader.program.read.add(definition)
-    _bind_parameters(reader, scope, callee, call.args, call.keywords, given_all=True)
-    value = body(reader, definition, scope, Inside(definition.file, definition.node, definition, call))
+    _bind_parameters(
+        reader, scope, callee, call.args, call.keywords, given_all=True, spread=_spreads(call)
+    )
+    value = body(
+        reader, definition, scope, Inside(definition.file, definition.node, definition, call)
+    )
     yielded = [
         option.items[0]
         for option in options(value)
