@@ -102,9 +102,15 @@ def read_comparison(reader: Reader, node: ast.Compare) -> Value:
 
 
 def read_formatted(reader: Reader, node: ast.JoinedStr) -> Value:
-    """An f-string: a string, made from its values."""
+    """An f-string: a string, made from its values; read only where it may call something."""
+    if not any("(" in text for text in _texts(reader, node)):
+        return Operation('f""', ())
     parts = [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
     return Operation('f""', tuple(reader.evaluate(part) for part in parts))
+
+
+def _texts(reader: Reader, node: ast.JoinedStr) -> list[str]:
+    return reader.file.lines[node.lineno - 1 : node.end_lineno]
 
 
 def read_choice(reader: Reader, node: ast.IfExp) -> Value:

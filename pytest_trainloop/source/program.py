@@ -41,6 +41,8 @@ class Program:
         self.read: set[FunctionFacts] = set()
         #: The linted modules that were asked for names.
         self._asked: set[str] = set()
+        #: Long functions that were followed once, and in which nothing that trains was met.
+        self.dull: set[FunctionFacts] = set()
         self._instances: dict[ClassFacts, Instance] = {}
         #: The attributes of an object after one of its methods was read on its own.
         self._fields: dict[tuple[int, FunctionFacts], dict[str, Value]] = {}

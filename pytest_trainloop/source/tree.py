@@ -29,6 +29,9 @@ class SourceTree:
     def __init__(self, files: Iterable[str], read: Callable[[str], bytes] = _read) -> None:
         self._files = {os.path.abspath(path): path for path in files}
         self._read = read
+        #: Every name by which an absolute import of a linted file may begin.
+        self._tops = {part for path in self._files for part in path.removesuffix(".py").split(os.sep)}
+        self._folders: dict[str, str] = {}
         #: Which files reading has looked at since the last `forget`, with their digests.
         self.consulted: dict[str, str | None] = {}
         self.modules = Modules(lambda: self.consulted)
@@ -50,8 +53,10 @@ class SourceTree:
 
     def find(self, module: str, importer: str) -> str | None:
         """The linted file that `import module` in `importer` means; leading dots as in Python."""
-        folder = os.path.dirname(os.path.abspath(importer))
         name = module.lstrip(".")
+        if name is module and module.partition(".")[0] not in self._tops:
+            return None
+        folder = self._folder(importer)
         level = len(module) - len(name)
         parts = name.split(".") if name else []
         if level:
@@ -67,9 +72,14 @@ class SourceTree:
                 return None
             folder = parent
 
+    def _folder(self, importer: str) -> str:
+        if importer not in self._folders:
+            self._folders[importer] = os.path.dirname(os.path.abspath(importer))
+        return self._folders[importer]
+
     def _file(self, folder: str, parts: list[str]) -> str | None:
-        base = os.path.join(folder, *parts)
-        for candidate in (f"{base}.py", os.path.join(base, "__init__.py")):
+        base = os.sep.join((folder, *parts))
+        for candidate in (f"{base}.py", f"{base}{os.sep}__init__.py"):
             found = self._files.get(candidate)
             if found is not None:
                 return found
