@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 #: Layers, by class name, that compute something else in eval mode.
 _MODAL = re.compile(
-    r"\b(?:nn\.)?(?:\w*Dropout\w*|\w*BatchNorm\w*|DropPath|RReLU|InstanceNorm\w*\(.*track_running_stats=True"
-    r"|TransformerEncoderLayer|TransformerDecoderLayer|Transformer\b)|\bself\.training\b|\bdropout\s*="
+    r"\b(?:nn\.)?(?:\w*Dropout\w*|\w*BatchNorm\w*|DropPath|RReLU"
+    r"|InstanceNorm\w*\(.*track_running_stats=True|TransformerEncoderLayer|TransformerDecoderLayer"
+    r"|Transformer\b)|\bself\.training\b|\bdropout\s*="
 )
 #: Makers of models that are known to have such layers.
 _MODAL_MAKERS = re.compile(
@@ -40,7 +41,7 @@ _PLAIN_LAYER = re.compile(r"^torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w*$")
 
 
 def switch_of(call: Call) -> bool | None:
-    """True: the call puts a model into train mode; False: into eval mode; None: neither is known."""
+    """True: the call puts a model into train mode; False: into eval mode; None: not known."""
     if (
         call.method not in ("eval", "train")
         or call.receiver is None
@@ -64,7 +65,8 @@ def may_switch(call: Call) -> bool:
 
 
 _SWITCHING = re.compile(
-    r"^(?:set|to|switch|toggle|enter|put|make|as|use)?_?(?:eval|train(?:ing)?|test|inference)(?:_?mode|ing)?$"
+    r"^(?:set|to|switch|toggle|enter|put|make|as|use)?_?"
+    r"(?:eval|train(?:ing)?|test|inference)(?:_?mode|ing)?$"
     r"|set_mode|mode_to|_mode$|for_training|for_inference|evaluating|freeze",
     re.IGNORECASE,
 )
