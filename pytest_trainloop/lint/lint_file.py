@@ -100,7 +100,7 @@ class FileLinter:
         path = document.path
         try:
             with _reading(document):
-                facts = read_source(document.text, path, self._tree)
+                facts = read_source(document.text, path, self._tree, _focus(rules))
         except (UnreadableError, RecursionError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 -- a crash of ours must not end the run
@@ -115,6 +115,11 @@ class FileLinter:
             except Exception as error:  # noqa: BLE001 -- as above; the other rules still speak
                 errors.append(FileError(path, _crash(f"rule `{rule.name}`", error)))
         return findings, errors
+
+
+def _focus(rules: list[Rule]) -> frozenset[str]:
+    """The words around which a file is read: what each rule seeks first."""
+    return frozenset(word for rule in rules for word in rule.triggers[0].split("|"))
 
 
 def _check_syntax(document: Document) -> None:

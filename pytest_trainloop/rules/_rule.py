@@ -165,7 +165,9 @@ class Rule:
     #: False: only with `--select`, because it cannot be precise; the page says why.
     default: ClassVar[bool] = True
     #: Words of which each must stand in a file for `lint` to have anything to say about
-    #: it; `"a|b"` means either. A plain byte search, made before any parsing.
+    #: it; `"a|b"` means either. A plain byte search, made before any parsing. The first are
+    #: the words that the rule turns on: functions that nobody calls are read only if they,
+    #: or what they call, hold one of them.
     triggers: ClassVar[tuple[str, ...]] = ()
     #: First the bad and the good example for the page, then the edge cases.
     examples: ClassVar[tuple[Bad | Good, ...]]

@@ -56,7 +56,7 @@ class MissingNoGrad(Rule):
     """
 
     since = "0.1"
-    triggers = ("eval|backward",)
+    triggers = (".eval(|.train(False|backward",)
     sources = (
         "https://pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation",
         "https://github.com/hszhao/semseg/issues/60",
