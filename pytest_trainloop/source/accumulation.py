@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_trainloop.source.events import Event
     from pytest_trainloop.source.frames import Loop
     from pytest_trainloop.source.loops import Backward, Step, TrainingLoop
+    from pytest_trainloop.source.place import Place
 
 _COUNTING_NAME = re.compile(r"accum|micro_?(?:batch|step)|grad_?acc", re.IGNORECASE)
 _MODULUS_TEXT = re.compile(r"%\s*([A-Za-z_][\w.]*(?:\[[\"']?\w+[\"']?\])?|\d+)")
@@ -39,6 +40,14 @@ class Accumulation:
         """The line that makes one step of several backward calls."""
         frame = self.guard or self.micro_batches
         return frame.file.lines[frame.line - 1].strip() if frame is not None else ""
+
+    @property
+    def guard_place(self) -> Place:
+        """Where the condition of the guard stands; the step's own place without a guard."""
+        if self.guard is None:
+            return self.step.call.place
+        test = getattr(self.guard.node, "test", self.guard.node)
+        return self.guard.file.place(test)
 
     @property
     def modulus(self) -> Value | None:

@@ -14,7 +14,10 @@ from pytest_trainloop.source.values import (
     Element,
     Function,
     Operation,
+    Parameter,
     Result,
+    Returned,
+    Unknown,
     Value,
     options,
     origins,
@@ -86,6 +89,8 @@ def _handles_gradients(call: Call) -> bool:
         return call.qualified == "torch.autograd.grad"
     if _GRADIENT_NAME.search(call.method):
         return True
+    if isinstance(call.receiver, Parameter | Unknown | Result | Returned | Element | Operation):
+        return any(is_optimizer(value) for value in call.args)
     return any(is_optimizer(value) or _is_whole_model(value) for value in call.args)
 
 

@@ -167,7 +167,7 @@ class MissingZeroGrad(Rule):
             def train(model, loader, optimizer, k):
                 for i, (x, y) in enumerate(loader):
                     (F.cross_entropy(model(x), y) / k).backward()
-                    if (i + 1) % k == 0:
+                    if (i + 1) % k == 0 or i + 1 == len(loader):
                         optimizer.step()
                         optimizer.zero_grad()
             """,
