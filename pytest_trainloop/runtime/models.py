@@ -65,17 +65,11 @@ def live_models() -> list[LiveModel]:
 def _live_modules() -> list[Module]:
     from torch.nn import Module
 
-    # Ask the type, not isinstance(): that would wake up lazy proxies among the objects.
-    is_module: dict[type, bool] = {}
-    found: list[Module] = []
-    for thing in gc.get_objects():
-        kind = type(thing)
-        answer = is_module.get(kind)
-        if answer is None:
-            answer = is_module[kind] = issubclass(kind, Module)
-        if answer and "_parameters" in getattr(thing, "__dict__", ()):
-            found.append(thing)
-    return found
+    # There are a million objects or so. And ask their types, not isinstance(): that would
+    # wake up lazy proxies among them.
+    objects = gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Module)}
+    return [thing for thing in objects if type(thing) in kinds and "_parameters" in thing.__dict__]
 
 
 def _children(module: Module) -> list[Module]:

@@ -17,7 +17,6 @@ from importlib import import_module
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pytest_trainloop.runtime import probes
 from pytest_trainloop.runtime.participants import Participants
 from pytest_trainloop.runtime.patch import Patches, hide_from_compiler
 from pytest_trainloop.runtime.place import readable, user_place
@@ -79,8 +78,9 @@ class Observer:
 
     def __enter__(self) -> Self:
         """Start watching."""
+        probes = all_probes()
         _hide_ourselves()
-        for probe in all_probes():
+        for probe in probes:
             probe.install(self)
         self.patches.active = True
         self.run.survey = self.people.survey
@@ -113,6 +113,8 @@ def looks_closely(number: int) -> bool:
 @cache
 def all_probes() -> tuple[ModuleType, ...]:
     """The probes, in alphabetical order."""
+    from pytest_trainloop.runtime import probes
+
     names = sorted(module.name for module in pkgutil.iter_modules(probes.__path__))
     return tuple(import_module(f"{probes.__name__}.{name}") for name in names)
 

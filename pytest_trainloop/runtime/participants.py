@@ -207,7 +207,7 @@ class Participants:
 
 
 def _sizes(optimizer: Optimizer) -> tuple[int, ...]:
-    return tuple(len(group["params"]) for group in optimizer.param_groups)
+    return tuple([len(group["params"]) for group in optimizer.param_groups])
 
 
 def _dense(tensor: Tensor) -> bool:

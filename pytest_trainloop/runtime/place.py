@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
-from types import CodeType, FrameType, ModuleType
+from types import FrameType, ModuleType
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
@@ -15,11 +15,11 @@ _TORCH = tuple(f"{folder}torch{os.sep}" for folder in _INSTALLED)
 #: How close code is to the user: their own, an installed library's, or none of their business.
 _USER, _LIBRARY, _MACHINERY = 2, 1, 0
 
-_closeness: dict[CodeType, int] = {}
+#: By file name: code objects that torch.compile makes cannot always be hashed.
+_closeness: dict[str, int] = {}
 
 
-def _classify(code: CodeType) -> int:
-    path = code.co_filename
+def _classify(path: str) -> int:
     if path.startswith((_OURS, "<frozen")) or any(part in path for part in _TORCH):
         return _MACHINERY
     if any(part in path for part in _INSTALLED):
@@ -27,11 +27,11 @@ def _classify(code: CodeType) -> int:
     return _MACHINERY if path.startswith(_STDLIB) else _USER
 
 
-def closeness(code: CodeType) -> int:
-    """How close `code` is to the user; remembered, because it is asked in every step."""
-    known = _closeness.get(code)
+def closeness(path: str) -> int:
+    """How close the code in a file is to the user; remembered: it is asked in every step."""
+    known = _closeness.get(path)
     if known is None:
-        known = _closeness[code] = _classify(code)
+        known = _closeness[path] = _classify(path)
     return known
 
 
@@ -43,7 +43,8 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def user_frames() -> list[FrameType]:
     """The frames of the user's own code on the stack, innermost first."""
-    return [frame for frame in _outwards(sys._getframe(1)) if closeness(frame.f_code) == _USER]
+    frames = _outwards(sys._getframe(1))
+    return [frame for frame in frames if closeness(frame.f_code.co_filename) == _USER]
 
 
 def user_place() -> tuple[str, int]:
@@ -54,9 +55,13 @@ def user_place() -> tuple[str, int]:
     frame: FrameType | None = sys._getframe(1)
     fallback: FrameType | None = None
     while frame is not None:
-        close = closeness(frame.f_code)
+        # Asked several times in every step: look it up before calling anything.
+        path = frame.f_code.co_filename
+        close = _closeness.get(path)
+        if close is None:
+            close = closeness(path)
         if close == _USER:
-            return frame.f_code.co_filename, frame.f_lineno
+            return path, frame.f_lineno
         if close == _LIBRARY and fallback is None:
             fallback = frame
         frame = frame.f_back

@@ -60,12 +60,16 @@ class StaleGradients:
 
     def before_backward(self) -> None:
         """Drop the marks of gradients that were cleared."""
+        if not self._marks:
+            return
         cleared = [index for index, mark in self._marks.items() if not mark.unchanged()]
         for index in cleared:
             del self._marks[index]
 
     def after_backward(self) -> None:
         """Renew the marks: what is still marked has now been added to."""
+        if not self._marks:
+            return
         for mark in self._marks.values():
             gradient = mark.tensor.grad
             if gradient is not None:

@@ -126,9 +126,11 @@ def _value(
 
 def _weighted(loss: Tensor, weight: Tensor | None) -> Any:
     try:
+        if weight is None and loss.is_cpu:
+            return loss.item()
         value = loss.detach() if weight is None else (loss.detach() * weight.detach()).sum()
         # Elsewhere than on the CPU, reading the value would wait for the device.
-        return value.item() if value.device.type == "cpu" else value.clone()
+        return value.item() if value.is_cpu else value.clone()
     except RuntimeError:
         # No single value to read: a tensor that is being traced or mapped over.
         return None

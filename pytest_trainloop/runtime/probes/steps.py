@@ -48,8 +48,10 @@ class _Open:
     #: None for a step inside of another one of the same parameters.
     step: Step | None = None
     known: KnownOptimizer | None = None
-    #: How often the optimizer had evaluated closures before this step.
+    #: How often the optimizer had evaluated closures before this step, and how many backward
+    #: calls waited for it.
     evaluations: int = 0
+    pending: int = 0
 
 
 class _Steps:
@@ -65,12 +67,13 @@ class _Steps:
         frame = sys._getframe(1)
         if self.open:
             self.forget_broken_off(frame)
-        if self.is_part_of_another(optimizer):
+        if self.open and self.is_part_of_another(optimizer):
             self.open.append(_Open(optimizer, id(frame)))
             return
         known = observer.people.optimizer(optimizer)
         step = self.describe(optimizer, known)
-        self.open.append(_Open(optimizer, id(frame), step, known, _evaluations(optimizer)))
+        evaluations, pending = _evaluations(optimizer), len(observer.pending)
+        self.open.append(_Open(optimizer, id(frame), step, known, evaluations, pending))
         observer.stepping.append(optimizer)
         for listener in observer.listeners:
             listener.before_step(optimizer, step)
@@ -85,6 +88,10 @@ class _Steps:
             return
         observer.stepping.pop()
         step = opened.step
+        if len(observer.pending) > opened.pending and looks_closely(step.number):
+            # A closure made the gradients after the first look.
+            self.look_closely(step, optimizer, opened.known)
+        observer.stale.unmark(opened.known)
         self.take_backwards(step, _evaluations(optimizer) - opened.evaluations)
         found_inf = getattr(optimizer, "found_inf", None)
         step.applied = not (found_inf is not None and bool(found_inf))
@@ -109,10 +116,12 @@ class _Steps:
             through_scaler=id(optimizer) in observer.scaler_stepping,
         )
         if looks_closely(step.number):
-            step.stale = observer.stale.used_by(known)
-            _look_at_gradients(step, optimizer, known)
-        observer.stale.unmark(known)
+            self.look_closely(step, optimizer, known)
         return step
+
+    def look_closely(self, step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
+        step.stale = self.observer.stale.used_by(known)
+        _look_at_gradients(step, optimizer, known)
 
     def take_backwards(self, step: Step, evaluations: int) -> None:
         observer = self.observer
@@ -120,14 +129,12 @@ class _Steps:
             observer.used = tuple(observer.pending)
             observer.pending.clear()
         step.backwards = observer.used
-        inside = sum(backward.inside_step_of is not None for backward in step.backwards)
-        if inside and evaluations > 1:
+        if evaluations > 1:
+            inside = sum(backward.inside_step_of is not None for backward in step.backwards)
             step.counted = len(step.backwards) - inside + max(1, inside // evaluations)
 
     def is_part_of_another(self, optimizer: Optimizer) -> bool:
         """Whether a step of the same parameters is going on: `super().step()`, a wrapper."""
-        if not self.open:
-            return False
         outer = {id(p) for group in self.open[-1].optimizer.param_groups for p in group["params"]}
         inner = [p for group in optimizer.param_groups for p in group["params"]]
         return any(id(parameter) in outer for parameter in inner)
