@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pytest_trainloop.lint.fix import CannotFixError, splices_of
+from pytest_trainloop.lint.fix import CannotFixError, Parsed, splices_of
 from pytest_trainloop.lint.fix.splices import spliced
 from pytest_trainloop.rules import Edit, Fix
 from pytest_trainloop.source.facts import Place
@@ -27,7 +27,7 @@ def place_of(text: str, part: str, nth: int = 0) -> Place:
 def edited(text: str, kind: Any, part: str, code: str = "", to: str = "", nth: int = 0) -> str:
     """The text after one edit at the n-th `part`."""
     edit = Edit(kind, place_of(text, part, nth), code, place_of(text, to) if to else None)
-    return spliced(text, splices_of(text, Fix((edit,), safe=True)))
+    return spliced(text, splices_of(Parsed(text), Fix((edit,), safe=True)))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_the_edits_of_one_fix_are_made_together() -> None:
         safe=True,
     )
     after = "if x:\n    new()\n    newer()\nlog(loss.item())\n"
-    assert spliced(text, splices_of(text, fix)) == after
+    assert spliced(text, splices_of(Parsed(text), fix)) == after
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_place_outside_of_the_text_is_declined() -> None:
     """A rule that names a wrong place cannot do harm."""
     for place in (Place("t.py", 9, 1, 9, 2), Place("t.py", 0, 1, 1, 2)):
         with pytest.raises(CannotFixError):
-            splices_of("x = 1\n", Fix((Edit("delete", place),), safe=True))
+            splices_of(Parsed("x = 1\n"), Fix((Edit("delete", place),), safe=True))
 
 
 def test_edits_that_take_the_same_code_away_are_declined() -> None:
@@ -312,4 +312,4 @@ def test_edits_that_take_the_same_code_away_are_declined() -> None:
     place = place_of("a()\nb()\n", "a()")
     fix = Fix((Edit("delete", place), Edit("append", place, ".c")), safe=True)
     with pytest.raises(CannotFixError):
-        splices_of("a()\nb()\n", fix)
+        splices_of(Parsed("a()\nb()\n"), fix)

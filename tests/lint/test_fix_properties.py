@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_trainloop.lint.fix import CannotFixError, splices_of
+from pytest_trainloop.lint.fix import CannotFixError, Parsed, splices_of
 from pytest_trainloop.lint.fix.splices import Splice, overlap, smallest, spliced
 from pytest_trainloop.rules import Edit, Fix
 from pytest_trainloop.source.facts import Place
@@ -164,9 +164,9 @@ def test_a_statement_can_be_inserted_beside_every_statement_with_lines_of_its_ow
     fix = Fix((Edit(kind, place(text, node), "new()"),), safe=True)
     if is_elif(text, node):
         with pytest.raises(CannotFixError):
-            splices_of(text, fix)
+            splices_of(Parsed(text), fix)
         return
-    (splice,) = splices_of(text, fix)
+    (splice,) = splices_of(Parsed(text), fix)
     after = spliced(text, [splice])
     assert splice.start == splice.end
     assert splice.text.strip() == "new()"
@@ -181,7 +181,7 @@ def test_every_statement_with_lines_of_its_own_can_be_deleted(
 ) -> None:
     """All others stay; a block that would be empty gets `pass`."""
     node = data.draw(st.sampled_from([n for n in statements_of(text) if not is_elif(text, n)]))
-    splices = splices_of(text, Fix((Edit("delete", place(text, node)),), safe=True))
+    splices = splices_of(Parsed(text), Fix((Edit("delete", place(text, node)),), safe=True))
     after = spliced(text, splices)
     gone = Counter(type(part).__name__ for part in ast.walk(node) if isinstance(part, ast.stmt))
     before = Counter(type(part).__name__ for part in statements_of(text))
@@ -195,7 +195,7 @@ def test_every_statement_with_lines_of_its_own_can_be_deleted(
 def test_code_can_be_appended_to_every_expression(text: str, data: st.DataObject) -> None:
     """With at most one pair of parentheses more, and without a change to anything else."""
     node = data.draw(st.sampled_from(expressions_of(text)))
-    splices = splices_of(text, Fix((Edit("append", place(text, node), ".new"),), safe=True))
+    splices = splices_of(Parsed(text), Fix((Edit("append", place(text, node), ".new"),), safe=True))
     after = spliced(text, splices)
     assert after.replace(".new", "").count("(") - text.count("(") in (0, 1)
     assert re.sub(r"[()]|\.new", "", after) == re.sub(r"[()]", "", text)
@@ -216,7 +216,7 @@ def test_an_edit_of_statements_is_made_whole_or_not_at_all(
     code = "with n:" if kind == "wrap" else "new()"
     edit = Edit(kind, place(text, here), code, place(text, there))
     try:
-        splices = splices_of(text, Fix((edit,), safe=True))
+        splices = splices_of(Parsed(text), Fix((edit,), safe=True))
     except CannotFixError:
         return
     after = spliced(text, splices)

@@ -9,7 +9,7 @@ import tokenize
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from pytest_trainloop.lint.fix.parsed import Parsed, Slot, blocks_of
+from pytest_trainloop.lint.fix.parsed import Parsed, Slot, blocks_of, counted_indent
 from pytest_trainloop.lint.fix.splices import CannotFixError
 
 _REST_OF_LINE = re.compile(r"[ \t\f]*;?[ \t\f]*(?:#[^\r\n]*)?(?=\r|\n|\Z)")
@@ -97,9 +97,10 @@ class Layout:
     def comments_start(self) -> int:
         """Where the comment lines right above the statement begin, or its own line."""
         line = self.parsed.line_of(self.start)
-        first = self._first_free_line()
-        while line > first and self._is_comment(line - 1):
-            line -= 1
+        if line > 1 and self._is_comment(line - 1):
+            first = self._first_free_line()
+            while line > first and self._is_comment(line - 1):
+                line -= 1
         return self.parsed.line_starts[line - 1]
 
     def _goes_with_comments(self) -> bool:
@@ -158,24 +159,9 @@ def is_compound(node: ast.stmt) -> bool:
     return next(blocks_of(node), None) is not None
 
 
-def counted_indent(parsed: Parsed, node: ast.stmt) -> str:
-    """What stands before a statement on its line, from where Python begins to count."""
-    start = parsed.span(node)[0]
-    return parsed.text[parsed.line_start(start) : start].rpartition("\f")[2]
-
-
 def indent_unit(parsed: Parsed, indent: str) -> str:
-    """One level of indentation, as the file has it."""
-    if indent.startswith("\t"):
-        return "\t"
-    for node in ast.walk(parsed.tree):
-        if not isinstance(node, ast.stmt):
-            continue
-        for block in blocks_of(node):
-            outer, inner = (counted_indent(parsed, part) for part in (node, block[0]))
-            if inner.startswith(outer) and not inner.strip() and len(inner) > len(outer):
-                return inner[len(outer) :]
-    return "    "
+    """One level of indentation below a line with this one."""
+    return "\t" if indent.startswith("\t") else parsed.unit
 
 
 def lines_inside_strings(source: str) -> set[int]:

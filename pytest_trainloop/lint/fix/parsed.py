@@ -51,14 +51,24 @@ class Slot:
 class Parsed:
     """A text and its tree. Offsets count characters from 0, lines and columns from 1."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, unit: str | None = None) -> None:
         """Parse the text.
+
+        Args:
+            text: a program, or some whole lines of one.
+            unit: one level of indentation, where the text is too short to show it.
 
         Raises:
             CannotFixError: it is not Python.
         """
         self.text = text
         self.tree = parse(text)
+        self._unit = unit
+
+    @cached_property
+    def unit(self) -> str:
+        """One level of indentation, as the file has it."""
+        return self._unit or _unit_of(self) or "    "
 
     @cached_property
     def line_starts(self) -> list[int]:
@@ -181,6 +191,22 @@ class Parsed:
         if text.isascii():
             return start + column
         return start + len(text.encode()[:column].decode(errors="replace"))
+
+
+def counted_indent(parsed: Parsed, node: ast.stmt) -> str:
+    """What stands before a statement on its line, from where Python begins to count."""
+    start = parsed.span(node)[0]
+    return parsed.text[parsed.line_start(start) : start].rpartition("\f")[2]
+
+
+def _unit_of(parsed: Parsed) -> str | None:
+    nodes = (node for node in ast.walk(parsed.tree) if isinstance(node, ast.stmt))
+    for node in nodes:
+        for block in blocks_of(node):
+            outer, inner = (counted_indent(parsed, part) for part in (node, block[0]))
+            if inner.startswith(outer) and not inner.strip() and len(inner) > len(outer):
+                return inner[len(outer) :]
+    return None
 
 
 def blocks_of(node: ast.AST) -> Iterator[list[ast.stmt]]:

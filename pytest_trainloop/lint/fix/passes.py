@@ -13,6 +13,7 @@ from pytest_trainloop.lint.document import (
     document_from_bytes,
     split_lines,
 )
+from pytest_trainloop.lint.fix.parsed import Parsed
 from pytest_trainloop.lint.fix.proven import splices_of
 from pytest_trainloop.lint.fix.splices import CannotFixError, Splice, overlap, spliced
 
@@ -105,6 +106,7 @@ class _Work:
     def next_batch(self) -> list[_Planned]:
         """The findings whose fixes can be made now and do not meet, with their splices."""
         batch: list[_Planned] = []
+        parsed: Parsed | None = None
         for finding in self.findings:
             fix = finding.fix
             if fix is None or not (fix.safe or self.unsafe):
@@ -112,7 +114,8 @@ class _Work:
             if self._key(finding, fix) in self.given_up:
                 continue
             try:
-                splices = self._splices(fix)
+                parsed = parsed or Parsed(self.document.text)
+                splices = self._splices(parsed, fix)
             except CannotFixError:
                 self.give_up(finding, fix)
                 continue
@@ -139,10 +142,10 @@ class _Work:
         """Leave a finding as it is, in this pass and the next ones."""
         self.given_up[self._key(finding, fix)] = finding
 
-    def _splices(self, fix: Fix) -> tuple[Splice, ...]:
+    def _splices(self, parsed: Parsed, fix: Fix) -> tuple[Splice, ...]:
         if any(edit.place.path != self.document.path for edit in fix.edits):
             raise CannotFixError("the fix is about several files")
-        return splices_of(self.document.text, fix, self._barriers())
+        return splices_of(parsed, fix, self._barriers())
 
     def _barriers(self) -> Collection[int]:
         notebook = self.document.notebook

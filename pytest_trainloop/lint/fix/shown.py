@@ -22,8 +22,8 @@ def replacements(document: Document, fix: Fix) -> tuple[Replacement, ...]:
     if document.notebook is not None or any(e.place.path != document.path for e in fix.edits):
         return ()
     try:
-        splices = splices_of(document.text, fix)
         parsed = Parsed(document.text)
+        splices = splices_of(parsed, fix)
     except CannotFixError:
         return ()
     return tuple(
