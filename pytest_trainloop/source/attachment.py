@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.source.events import Call
 from pytest_trainloop.source.modes import gradients
 from pytest_trainloop.source.roles import is_model
 from pytest_trainloop.source.values import (
@@ -21,21 +21,25 @@ from pytest_trainloop.source.values import (
     Returned,
     Value,
 )
-from pytest_trainloop.source.vocabulary import CRITERION_NAME
+from pytest_trainloop.source.vocabulary import CRITERION_NAME, words
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.events import Call
 
 #: Methods and attributes whose result has no graph, whatever they are applied to.
-_CUTTING = frozenset(
-    "item detach detach_ numpy tolist data argmax argmin argsort eq ne gt lt ge le shape size dim"
-    " long int bool byte dtype device numel nonzero bernoulli multinomial sign round floor ceil"
-    " topk_indices isnan isinf isfinite any all grad_fn requires_grad new_zeros new_ones"
-    " register_hook backward astype keys".split()
+_CUTTING = words(
+    "item detach detach_ numpy tolist data argmax argmin argsort eq ne gt lt ge le shape "
+    "size dim long int bool byte dtype device numel nonzero bernoulli multinomial sign "
+    "round floor ceil topk_indices isnan isinf isfinite any all grad_fn requires_grad "
+    "new_zeros new_ones register_hook backward astype keys"
 )
 #: Methods of tensors whose result has a graph exactly if the tensor has one.
-_CARRYING = frozenset(
-    "clone cpu cuda to float double half bfloat16 mean sum squeeze unsqueeze view reshape flatten"
-    " contiguous add sub mul div pow sqrt abs exp log neg clamp clip max min norm var std permute"
-    " transpose t index_select gather masked_select unbind chunk split expand repeat type"
-    " type_as square log_softmax softmax sigmoid tanh relu add_ mul_ div_ scale values".split()
+_CARRYING = words(
+    "clone cpu cuda to float double half bfloat16 mean sum squeeze unsqueeze view reshape "
+    "flatten contiguous add sub mul div pow sqrt abs exp log neg clamp clip max min norm "
+    "var std permute transpose t index_select gather masked_select unbind chunk split "
+    "expand repeat type type_as square log_softmax softmax sigmoid tanh relu add_ mul_ "
+    "div_ scale values"
 )
 _TENSOR_FUNCTIONS = ("torch.nn.functional.", "torch.")
 _NO_GRAPH = re.compile(
@@ -43,6 +47,10 @@ _NO_GRAPH = re.compile(
     r"|isnan|isinf|isfinite|no_grad|save|load|manual_seed|from_numpy|as_tensor|device|\w+_like)$"
     r"|^torch\.(?:optim|utils|cuda|distributed|jit|compile|amp|autograd|backends|profiler)\b"
 )
+
+
+#: How far a value is traced back; further back nothing is known.
+DEEPEST_CHAIN = 12
 
 
 def attached(value: Value, backpropagated: Iterable[Value] = (), depth: int = 0) -> bool | None:
@@ -53,7 +61,7 @@ def attached(value: Value, backpropagated: Iterable[Value] = (), depth: int = 0)
     known = tuple(backpropagated)
     if any(value is other for other in known):
         return True
-    if depth > 12:
+    if depth > DEEPEST_CHAIN:
         return None
     if isinstance(value, Returned):
         return attached(value.value, known, depth + 1)
@@ -68,7 +76,9 @@ def attached(value: Value, backpropagated: Iterable[Value] = (), depth: int = 0)
     if isinstance(value, Element):
         return _of_part(value.base, known, depth)
     if isinstance(value, Collection):
-        return _any_attached((attached(item, known, depth + 1) for item in value.items), empty=False)
+        return _any_attached(
+            (attached(item, known, depth + 1) for item in value.items), empty=False
+        )
     if isinstance(value, Constant):
         return False
     return None
@@ -81,10 +91,14 @@ def _of_operation(value: Operation, known: tuple[Value, ...], depth: int) -> boo
         return _all_alike(attached(operand, known, depth + 1) for operand in value.operands)
     if value.operator == "%" and isinstance(value.operands[0], Constant):
         return False
-    return _any_attached((attached(operand, known, depth + 1) for operand in value.operands), empty=False)
+    return _any_attached(
+        (attached(operand, known, depth + 1) for operand in value.operands), empty=False
+    )
 
 
-_COMPARISONS = frozenset({"eq", "noteq", "lt", "lte", "gt", "gte", "is", "isnot", "in", "notin", "not"})
+_COMPARISONS = frozenset(
+    {"eq", "noteq", "lt", "lte", "gt", "gte", "is", "isnot", "in", "notin", "not"}
+)
 
 
 def _of_part(base: Value, known: tuple[Value, ...], depth: int) -> bool | None:
@@ -107,7 +121,8 @@ def _of_call(call: Call, known: tuple[Value, ...], depth: int) -> bool | None:
 
 
 _PLAIN = frozenset(
-    f"builtins.{name}" for name in ("float", "int", "str", "bool", "len", "format", "repr", "round", "range", "id")
+    f"builtins.{name}"
+    for name in ("float", "int", "str", "bool", "len", "format", "repr", "round", "range", "id")
 )
 
 

@@ -25,18 +25,20 @@ from pytest_trainloop.source.values import (
     Value,
     options,
 )
+from pytest_trainloop.source.vocabulary import words
 
 if TYPE_CHECKING:
     from pytest_trainloop.source.reader import Reader
 
 #: Methods that give back the object they are called on, or the same thing elsewhere.
-_SELF_RETURNING = frozenset(
-    "to cuda cpu float half double bfloat16 train eval requires_grad_ to_empty compile contiguous".split()
+_SELF_RETURNING = words(
+    "to cuda cpu float half double bfloat16 train eval requires_grad_ to_empty compile contiguous"
 )
 #: Functions that give back their first argument, wrapped.
-_WRAPPING = frozenset(
-    "DistributedDataParallel DDP DataParallel FullyShardedDataParallel FSDP fully_shard compile script"
-    " DistributedOptimizer wrap_model setup_module convert_sync_batchnorm auto_model auto_optim".split()
+_WRAPPING = words(
+    "DistributedDataParallel DDP DataParallel FullyShardedDataParallel FSDP fully_shard "
+    "compile script DistributedOptimizer wrap_model setup_module convert_sync_batchnorm "
+    "auto_model auto_optim"
 )
 #: Methods that give back their arguments, wrapped, one for one.
 _PREPARING = frozenset({"prepare", "setup", "initialize", "setup_optimizers", "setup_dataloaders"})
@@ -67,7 +69,9 @@ def read_call(reader: Reader, node: ast.Call) -> Value:
     else:
         callee = reader.evaluate(node.func)
     args = tuple(
-        Element(reader.evaluate(arg.value)) if isinstance(arg, ast.Starred) else reader.evaluate(arg)
+        Element(reader.evaluate(arg.value))
+        if isinstance(arg, ast.Starred)
+        else reader.evaluate(arg)
         for arg in node.args
     )
     keywords = {given.arg or "**": reader.evaluate(given.value) for given in node.keywords}
@@ -116,11 +120,15 @@ def _special(reader: Reader, call: Call) -> Value | None:
     """Builtins that say something about names and functions rather than about data."""
     if call.qualified == "builtins.super":
         receiver, owner = _enclosing_method(reader)
-        return Super(receiver, owner.definition) if receiver is not None and owner is not None else None
+        return (
+            Super(receiver, owner.definition)
+            if receiver is not None and owner is not None
+            else None
+        )
     if call.qualified in ("functools.partial", "torch.utils._functools.partial") and call.args:
         if isinstance(call.args[0], Function | Class | Partial):
             return Partial(call.args[0], call.args[1:], call.keywords)
-    if call.qualified == "builtins.getattr" and len(call.args) >= 2:
+    if call.qualified == "builtins.getattr" and len(call.args) > 1:
         name = call.args[1]
         if isinstance(name, Constant) and isinstance(name.value, str):
             return members.attribute(reader, call.args[0], name.value)
@@ -148,7 +156,9 @@ def _hand_over(reader: Reader, call: Call) -> None:
     """Functions given to code out of sight may be called there."""
     if call.method in _STEPPING:
         return
-    handed = [value for value in (*call.args, *call.keywords.values()) if isinstance(value, Function)]
+    handed = [
+        value for value in (*call.args, *call.keywords.values()) if isinstance(value, Function)
+    ]
     for value in handed:
         if call.qualified in _ENGINES:
             loop = Loop(reader.file, call.node, "engine", call.callee)
@@ -166,7 +176,11 @@ def _passed_on(call: Call) -> Value | None:
         return None
     if call.method in _WRAPPING and (call.qualified or isinstance(call.callee, Attribute)):
         return Returned(call, call.args[0])
-    if call.method in _PREPARING and not call.starred and not call.qualified.startswith("deepspeed"):
+    if (
+        call.method in _PREPARING
+        and not call.starred
+        and not call.qualified.startswith("deepspeed")
+    ):
         if len(call.args) == 1:
             return Returned(call, call.args[0]) if call.method != "initialize" else None
         return Collection(

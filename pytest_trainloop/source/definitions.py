@@ -286,14 +286,15 @@ class ClassFacts:
 
     def methods_assigning(self, name: str) -> list[FunctionFacts]:
         """The methods, its own and inherited, whose text assigns `self.name`."""
-        found = list(self._assigned.get(name, ()))
+        found = list(self.assigned.get(name, ()))
         for base in self.ancestors():
             if isinstance(base, ClassFacts):
-                found.extend(base._assigned.get(name, ()))
+                found.extend(base.assigned.get(name, ()))
         return found[:3]
 
     @cached_property
-    def _assigned(self) -> dict[str, list[FunctionFacts]]:
+    def assigned(self) -> dict[str, list[FunctionFacts]]:
+        """The attributes of `self` that are assigned, with the methods whose text does it."""
         assigned: dict[str, list[FunctionFacts]] = {}
         for method in self.methods.values():
             rows = "\n".join(self.file.lines[method.node.lineno - 1 : method.last_line])

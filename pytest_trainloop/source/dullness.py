@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.events import Call, Store
+from pytest_trainloop.source.vocabulary import words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 #: Shorter functions are read each time: what they return may matter.
 LONG = 20
 
-_TELLING = frozenset(
-    "backward manual_backward step zero_grad zero_ unscale_ scale detach detach_ item numpy tolist"
-    " eval train state_dict load_state_dict requires_grad_ parameters named_parameters set_epoch"
-    " softmax sigmoid log_softmax".split()
+_TELLING = words(
+    "backward manual_backward step zero_grad zero_ unscale_ scale detach detach_ item "
+    "numpy tolist eval train state_dict load_state_dict requires_grad_ parameters "
+    "named_parameters set_epoch softmax sigmoid log_softmax"
 )
 _PLAIN = ("torch.device", "torch.cuda.is_available", "torch.cuda.device", "torch.distributed.is_")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_trainloop.source.definitions import FunctionFacts, SourceFile
-    from pytest_trainloop.source.place import Place
     from pytest_trainloop.source.frames import Context
+    from pytest_trainloop.source.place import Place
     from pytest_trainloop.source.values import Value
 
 

@@ -126,7 +126,9 @@ def read_choice(reader: Reader, node: ast.IfExp) -> Value:
 def read_sequence(reader: Reader, node: ast.List | ast.Tuple | ast.Set) -> Value:
     """A list, tuple or set written down."""
     items = tuple(
-        Element(reader.evaluate(item.value)) if isinstance(item, ast.Starred) else reader.evaluate(item)
+        Element(reader.evaluate(item.value))
+        if isinstance(item, ast.Starred)
+        else reader.evaluate(item)
         for item in node.elts
     )
     return Collection(type(node).__name__.lower(), items, context=reader.context)

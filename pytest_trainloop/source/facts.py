@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pytest_trainloop.source.accumulation import Accumulation, accumulations, is_counting
+from pytest_trainloop.source.activations import Activation, activations, layers_of
 from pytest_trainloop.source.attachment import attached, is_forward
 from pytest_trainloop.source.checkpoints import (
     Checkpoints,
     Resume,
     Role,
     Save,
+)
+from pytest_trainloop.source.criteria import (
+    criterion_maker,
+    criterion_of,
+    expected,
+    predicted,
 )
 from pytest_trainloop.source.cuts import Graph, cut_source, graph_of, is_cut, layers, made_by
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
@@ -181,6 +188,7 @@ class FileFacts:
 
 __all__ = [
     "Accumulation",
+    "Activation",
     "Attribute",
     "Backward",
     "Bare",
@@ -226,6 +234,7 @@ __all__ = [
     "Value",
     "With",
     "accumulations",
+    "activations",
     "after",
     "at_surface",
     "attached",
@@ -235,10 +244,13 @@ __all__ = [
     "comes_along",
     "common",
     "constant",
+    "criterion_maker",
+    "criterion_of",
     "cut_source",
     "depends_on_mode",
     "either",
     "exclusive",
+    "expected",
     "gradients",
     "graph_of",
     "has_more_arguments",
@@ -267,6 +279,7 @@ __all__ = [
     "is_scheduler_step",
     "is_unscale",
     "layers",
+    "layers_of",
     "loops_of",
     "loss_of",
     "made_by",
@@ -279,6 +292,7 @@ __all__ = [
     "only_statement",
     "options",
     "origins",
+    "predicted",
     "same",
     "spelling",
     "start_of",

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source import members
-from pytest_trainloop.source.definitions import FunctionFacts
 from pytest_trainloop.source.dullness import is_dull
 from pytest_trainloop.source.events import Call
 from pytest_trainloop.source.frames import Branch, Inside
@@ -33,7 +32,11 @@ from pytest_trainloop.source.values import (
 )
 
 if TYPE_CHECKING:
+    from pytest_trainloop.source.definitions import FunctionFacts
     from pytest_trainloop.source.reader import Reader
+
+#: How many functions a call may mean for each of them to be followed.
+MOST_CALLEES = 3
 
 _EXITS = frozenset({"sys.exit", "builtins.exit", "builtins.quit", "os._exit"})
 
@@ -51,7 +54,7 @@ def into(reader: Reader, call: Call) -> Value | None:
     callee = call.callee
     if isinstance(callee, Either):
         known = [option for option in options(callee) if isinstance(option, Function | Instance)]
-        if len(known) != len(options(callee)) or len(known) > 3:
+        if len(known) != len(options(callee)) or len(known) > MOST_CALLEES:
             return None
         return _into_each(reader, call, known)
     for option in options(callee):
@@ -184,7 +187,7 @@ def _bind_parameters(
     spread: bool,
 ) -> None:
     parameters = callee.definition.node.args
-    names = [arg for arg in (*parameters.posonlyargs, *parameters.args)]
+    names = [*parameters.posonlyargs, *parameters.args]
     values = list(args) if callee.receiver is None else [callee.receiver, *args]
     defaults = dict(
         zip([arg.arg for arg in reversed(names)], reversed(parameters.defaults), strict=False)
@@ -202,7 +205,6 @@ def _bind_parameters(
         else:
             default = defaults.get(arg.arg)
             value = _left_out(
-                reader,
                 scope,
                 arg,
                 default,
@@ -221,9 +223,7 @@ def _bind_parameters(
         scope.bind(parameters.kwarg.arg, Unknown(parameters.kwarg.arg), reader.context)
 
 
-def _left_out(
-    reader: Reader, scope: Scope, arg: ast.arg, default: ast.expr | None, *, certain: bool
-) -> Value:
+def _left_out(scope: Scope, arg: ast.arg, default: ast.expr | None, *, certain: bool) -> Value:
     """The value of a parameter that the call in sight does not give, or that has no call."""
     value = Constant(default.value) if isinstance(default, ast.Constant) else None
     if certain and value is not None:

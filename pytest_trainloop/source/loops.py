@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.events import Call, Event, Store, Trace
 from pytest_trainloop.source.frames import Branch, Context, Inside, Loop, common, exclusive
 from pytest_trainloop.source.roles import same
-from pytest_trainloop.source.values import Value
 from pytest_trainloop.source.verbs import (
     is_backward,
     is_clearing,
@@ -18,6 +18,9 @@ from pytest_trainloop.source.verbs import (
     loss_of,
     stepped_optimizer,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.values import Value
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.definitions import ClassFacts
 from pytest_trainloop.source.events import Store
-from pytest_trainloop.source.frames import Context
 from pytest_trainloop.source.scopes import Binding
 from pytest_trainloop.source.values import (
     Attribute,
@@ -28,6 +27,7 @@ from pytest_trainloop.source.values import (
 )
 
 if TYPE_CHECKING:
+    from pytest_trainloop.source.frames import Context
     from pytest_trainloop.source.reader import Reader
 
 #: Attributes under which a wrapper keeps what it wraps.
@@ -55,9 +55,9 @@ def _look_up(reader: Reader, base: Value, name: str) -> Value | None:
         return of_instance(reader, base, name)
     if isinstance(base, Class):
         method = base.definition.method(name)
-        return _function(reader, method.owner or base.definition, name) if method else None
+        return _function(method.owner or base.definition, name) if method else None
     if isinstance(base, Super):
-        return _of_super(reader, base, name)
+        return _of_super(base, name)
     if isinstance(base, Returned):
         return base.value if name in _WRAPPED else attribute(reader, base.value, name)
     if isinstance(base, Either) and all(isinstance(option, Instance) for option in base.options):
@@ -70,23 +70,21 @@ def of_instance(reader: Reader, instance: Instance, name: str) -> Value | None:
     definition = instance.definition
     method = definition.method(name)
     if method is not None:
-        bound = _function(reader, method.owner or definition, name, instance)
+        bound = _function(method.owner or definition, name, instance)
         if "property" in method.decorator_names() and isinstance(bound, Function):
             return reader.program.call(reader, bound)
         return bound
     return reader.program.assigned_attribute(reader, instance, name)
 
 
-def _of_super(reader: Reader, base: Super, name: str) -> Value | None:
+def _of_super(base: Super, name: str) -> Value | None:
     for ancestor in base.definition.ancestors():
         if isinstance(ancestor, ClassFacts) and name in ancestor.methods:
-            return _function(reader, ancestor, name, base.receiver)
+            return _function(ancestor, name, base.receiver)
     return None
 
 
-def _function(
-    reader: Reader, owner: ClassFacts, name: str, receiver: Instance | None = None
-) -> Value | None:
+def _function(owner: ClassFacts, name: str, receiver: Instance | None = None) -> Value | None:
     method = owner.method(name)
     scope = (method.owner.scope if method and method.owner else None) or owner.scope
     if method is None or scope is None:
@@ -138,7 +136,11 @@ def element(reader: Reader, source: Value) -> Value:
     for option in options(source):
         if isinstance(option, Collection):
             if option.kind == "dict":
-                return either(*(key for key in option.keys if key is not None)) if option.keys else Element(option)
+                return (
+                    either(*(key for key in option.keys if key is not None))
+                    if option.keys
+                    else Element(option)
+                )
             return either(*option.items) if option.items else Element(option)
         if isinstance(option, Result):
             return _element_of_call(reader, option)
@@ -162,8 +164,24 @@ def _element_of_call(reader: Reader, result: Result) -> Value:
 
 #: Iterators that yield what they are given.
 _PASSING = frozenset(
-    {"tqdm", "trange", "track", "islice", "cycle", "builtins.iter", "builtins.reversed", "builtins.list"}
-    | {"builtins.tuple", "builtins.sorted", "builtins.next", "log_every", "progress_bar", "prefetch"}
+    {
+        "tqdm",
+        "trange",
+        "track",
+        "islice",
+        "cycle",
+        "builtins.iter",
+        "builtins.reversed",
+        "builtins.list",
+    }
+    | {
+        "builtins.tuple",
+        "builtins.sorted",
+        "builtins.next",
+        "log_every",
+        "progress_bar",
+        "prefetch",
+    }
 )
 
 

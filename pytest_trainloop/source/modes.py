@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ast
 import re
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.source.events import Call
 from pytest_trainloop.source.frames import Context, Inside, With
 from pytest_trainloop.source.imports import canonical
 from pytest_trainloop.source.values import Constant, Imported, Result, Value, options
 
-_OFF = frozenset({"torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "jax.disable_jit"})
+if TYPE_CHECKING:
+    from pytest_trainloop.source.events import Call
+
+_OFF = frozenset(
+    {"torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "jax.disable_jit"}
+)
 _ON = frozenset({"torch.enable_grad"})
 _SET = frozenset({"torch.set_grad_enabled", "torch.autograd.set_grad_enabled"})
-_HINT = re.compile(r"no_?grad|inference|eval|grad", re.I)
+_HINT = re.compile(r"no_?grad|inference|eval|grad", re.IGNORECASE)
 
 
 def gradients(context: Context) -> bool | None:
@@ -43,7 +48,9 @@ def _of_manager(manager: Value) -> str:
 def _of_call(call: Call) -> str:
     if call.qualified in _OFF:
         given = call.argument(0, "mode")
-        return "off" if given is None or (isinstance(given, Constant) and given.value) else "unknown"
+        return (
+            "off" if given is None or (isinstance(given, Constant) and given.value) else "unknown"
+        )
     if call.qualified in _ON:
         return "on"
     if call.qualified in _SET:
@@ -64,6 +71,6 @@ def _of_decorator(frame: Inside, node: ast.expr) -> str:
         return "off"
     if last == "enable_grad":
         return "on"
-    if last == "set_grad_enabled" or (_HINT.search(last) and last not in ("property",)):
+    if last == "set_grad_enabled" or (_HINT.search(last) and last != "property"):
         return "unknown"
     return "silent"

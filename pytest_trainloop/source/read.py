@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pytest_trainloop.source import follow
 from pytest_trainloop.source.definitions import FunctionFacts, SourceFile
-from pytest_trainloop.source.events import Trace
 from pytest_trainloop.source.facts import FileFacts
 from pytest_trainloop.source.frames import Inside
 from pytest_trainloop.source.program import Program, entry_scope
 from pytest_trainloop.source.reader import Reader
-from pytest_trainloop.source.scopes import Scope
-from pytest_trainloop.source.tree import SourceTree
 from pytest_trainloop.source.values import Class, Function, options
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.events import Trace
+    from pytest_trainloop.source.scopes import Scope
+    from pytest_trainloop.source.tree import SourceTree
 
 
 def read_source(
@@ -35,9 +39,9 @@ def read_source(
     module.run(file.tree.body)
     traces = [module.trace]
     wanted = _wanted(file, words)
-    for function in _callers_first(file, wanted):
-        if function not in program.read:
-            traces.append(_read_alone(program, function, module))
+    for function in _callers_first(wanted):
+        if function not in program.read:  # the one before may have called it
+            traces.append(_read_alone(program, function, module))  # noqa: PERF401 -- as above
     return FileFacts(file, tuple(traces))
 
 
@@ -47,15 +51,13 @@ def _wanted(file: SourceFile, words: frozenset[str] | None) -> frozenset[Functio
     return file.reaching(words)
 
 
-def _callers_first(file: SourceFile, wanted: frozenset[FunctionFacts]) -> list[FunctionFacts]:
+def _callers_first(wanted: frozenset[FunctionFacts]) -> list[FunctionFacts]:
     """The wanted functions, those that no other one mentions before those that are called.
 
     Functions inside functions are read where the outer one makes and calls them, so they
     come last.
     """
-    mentioned = {
-        name for function in wanted for name in function.identifiers
-    }
+    mentioned = {name for function in wanted for name in function.identifiers}
 
     def rank(function: FunctionFacts) -> tuple[bool, bool, int]:
         is_called = function.name in mentioned

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.source.definitions import FunctionFacts, SourceFile
 from pytest_trainloop.source.events import Event, Trace
 from pytest_trainloop.source.expressions import EXPRESSIONS
 from pytest_trainloop.source.frames import Branch, Context, Frame
@@ -21,6 +20,7 @@ from pytest_trainloop.source.values import Unknown, Value, either
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pytest_trainloop.source.definitions import FunctionFacts, SourceFile
     from pytest_trainloop.source.program import Program
 
 #: How much of a program is read from one entry; what lies beyond is not followed.

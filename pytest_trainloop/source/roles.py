@@ -7,8 +7,8 @@ better is known.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.source.events import Call
 from pytest_trainloop.source.imports import canonical
 from pytest_trainloop.source.values import (
     Attribute,
@@ -33,10 +33,21 @@ from pytest_trainloop.source.vocabulary import (
     SCHEDULER_NAME,
 )
 
-_SCHEDULER_MODULES = ("torch.optim.lr_scheduler.", "transformers.optimization.get_", "timm.scheduler.")
-_SCHEDULER_FUNCTION = re.compile(r"^(?:get_\w*schedule\w*|\w*(?:create|build|make|get)_\w*sched\w*)$")
+if TYPE_CHECKING:
+    from pytest_trainloop.source.events import Call
+
+_SCHEDULER_MODULES = (
+    "torch.optim.lr_scheduler.",
+    "transformers.optimization.get_",
+    "timm.scheduler.",
+)
+_SCHEDULER_FUNCTION = re.compile(
+    r"^(?:get_\w*schedule\w*|\w*(?:create|build|make|get)_\w*sched\w*)$"
+)
 _SCHEDULER_CLASS = re.compile(r"^\w*(?:LR|Scheduler|Schedule|WarmRestarts|ReduceLROnPlateau)$")
-_OPTIMIZER_FUNCTION = re.compile(r"^(?:create|build|make|get|configure|setup|init)_?\w*optim\w*$", re.I)
+_OPTIMIZER_FUNCTION = re.compile(
+    r"^(?:create|build|make|get|configure|setup|init)_?\w*optim\w*$", re.IGNORECASE
+)
 _SCALERS = ("GradScaler", "ShardedGradScaler", "NativeScaler", "NativeScalerWithGradNormCount")
 _ENGINES = ("deepspeed.initialize",)
 
@@ -165,7 +176,9 @@ def _is_model(value: Value) -> bool:
         if call.method == "from_pretrained" or call.qualified.startswith(
             ("torchvision.models.", "timm.create_model", "segmentation_models_pytorch.")
         ):
-            return not re.search(r"Tokenizer|Processor|Config|Scheduler|FeatureExtractor", call.name)
+            return not re.search(
+                r"Tokenizer|Processor|Config|Scheduler|FeatureExtractor", call.name
+            )
         return bool(MODEL_NAME.search(call.name.rpartition(".")[2])) and not call.discarded
     if isinstance(value, Parameter) and value.annotation.startswith("torch.nn."):
         return value.annotation == "torch.nn.Module"
@@ -182,7 +195,9 @@ def is_engine(value: Value) -> bool:
             made.call.qualified in _ENGINES or made.call.qualified.startswith("deepspeed.")
         ):
             return True
-        if re.search(r"(?:^|[._])(?:\w*engine|deepspeed\w*|ds_model|distr_model\w*)$", spelling(option)):
+        if re.search(
+            r"(?:^|[._])(?:\w*engine|deepspeed\w*|ds_model|distr_model\w*)$", spelling(option)
+        ):
             return True
     return False
 
@@ -191,7 +206,10 @@ def is_accelerator(value: Value) -> bool:
     """Whether the value is a Hugging Face `Accelerator`."""
     return any(
         (isinstance(option, Result) and option.call.method == "Accelerator")
-        or (isinstance(option, Unknown | Parameter | Attribute) and spelling(option).endswith("accelerator"))
+        or (
+            isinstance(option, Unknown | Parameter | Attribute)
+            and spelling(option).endswith("accelerator")
+        )
         or (isinstance(option, Imported) and option.qualified.endswith("accelerator"))
         for option in options(value)
     )
@@ -201,7 +219,10 @@ def is_fabric(value: Value) -> bool:
     """Whether the value is a Lightning `Fabric`."""
     return any(
         (isinstance(option, Result) and option.call.qualified.endswith("Fabric"))
-        or (isinstance(option, Unknown | Parameter | Attribute) and spelling(option).endswith("fabric"))
+        or (
+            isinstance(option, Unknown | Parameter | Attribute)
+            and spelling(option).endswith("fabric")
+        )
         for option in options(value)
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pytest_trainloop.source import follow, imports, members
-from pytest_trainloop.source.definitions import ClassFacts
 from pytest_trainloop.source.events import Bare, Delete, Leave, Return, Store
 from pytest_trainloop.source.expressions import operator
 from pytest_trainloop.source.frames import Branch, Loop, Try, With
@@ -24,6 +23,7 @@ from pytest_trainloop.source.values import (
 )
 
 if TYPE_CHECKING:
+    from pytest_trainloop.source.definitions import ClassFacts
     from pytest_trainloop.source.reader import Reader
 
 
@@ -65,7 +65,11 @@ def read_augmented(reader: Reader, node: ast.AugAssign) -> bool:
             owner = reader.evaluate(node.target.value)
             field = reader.fields.get((id(owner), node.target.attr))
             bound_in = field.context if field is not None else None
-            if bound_in is None and isinstance(owner, Instance) and not isinstance(before, Attribute):
+            if (
+                bound_in is None
+                and isinstance(owner, Instance)
+                and not isinstance(before, Attribute)
+            ):
                 bound_in = ()  # some other method of the class binds it
     value = reader.evaluate(node.value)
     result = Operation(operator(node.op), (before, value))
@@ -343,5 +347,3 @@ STATEMENTS: dict[type[ast.stmt], Callable[[Reader, Any], bool]] = {
 }
 if hasattr(ast, "TryStar"):  # Python 3.11 and later
     STATEMENTS[ast.TryStar] = read_try
-
-

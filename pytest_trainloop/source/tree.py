@@ -30,7 +30,9 @@ class SourceTree:
         self._files = {os.path.abspath(path): path for path in files}
         self._read = read
         #: Every name by which an absolute import of a linted file may begin.
-        self._tops = {part for path in self._files for part in path.removesuffix(".py").split(os.sep)}
+        self._tops = {
+            part for path in self._files for part in path.removesuffix(".py").split(os.sep)
+        }
         self._folders: dict[str, str] = {}
         #: Which files reading has looked at since the last `forget`, with their digests.
         self.consulted: dict[str, str | None] = {}

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import ast
-
     from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts
     from pytest_trainloop.source.events import Call
     from pytest_trainloop.source.frames import Context

@@ -25,7 +25,9 @@ from pytest_trainloop.source.values import (
     options,
 )
 
-_CLEARING_NAME = re.compile(r"(?:zero|reset|clear|clean).*grad|grad.*(?:zero|reset|clear)", re.I)
+_CLEARING_NAME = re.compile(
+    r"(?:zero|reset|clear|clean).*grad|grad.*(?:zero|reset|clear)", re.IGNORECASE
+)
 
 
 def is_backward(call: Call) -> bool:
@@ -62,7 +64,9 @@ def loss_of(call: Call) -> Value | None:
 def is_scaled_backward(call: Call) -> bool:
     """Whether the loss is multiplied by a gradient scaler before it is back-propagated."""
     return call.receiver is not None and any(
-        isinstance(option, Result) and option.call.method == "scale" and option.call.receiver is not None
+        isinstance(option, Result)
+        and option.call.method == "scale"
+        and option.call.receiver is not None
         for option in options(call.receiver)
     )
 
@@ -167,9 +171,11 @@ def may_do_anything(call: Call, *targets: Value) -> bool:
 def _holds(value: Value, target: Value) -> bool:
     if isinstance(value, Instance | Function):
         return False
-    return value is not target and any(
-        inner is target for part in value.parts()[:8] for inner in options(part)
-    ) and not isinstance(value, Operation | Attribute | Result)
+    return (
+        value is not target
+        and any(inner is target for part in value.parts()[:8] for inner in options(part))
+        and not isinstance(value, Operation | Attribute | Result)
+    )
 
 
 #: Torch's own functions and methods do what they say and no more.

@@ -35,7 +35,11 @@ _NEEDS_GRADIENTS = re.compile(
     r"|invert|inversion|attribut|deepdream|autograd|functorch|higher",
     re.IGNORECASE,
 )
-_GRADIENT_CALLS = frozenset({"grad", "requires_grad_", "retain_grad", "set_grad_enabled", "enable_grad"})
+#: How many values back a graph is traced.
+_FARTHEST = 300
+_GRADIENT_CALLS = frozenset(
+    {"grad", "requires_grad_", "retain_grad", "set_grad_enabled", "enable_grad"}
+)
 
 
 class MissingNoGrad(Rule):
@@ -341,7 +345,9 @@ def _is_evaluation(trace: Trace, call: Call) -> bool:
 
 def _inside_a_module(context: Context) -> bool:
     return any(
-        isinstance(frame, Inside) and frame.function.owner is not None and frame.function.owner.is_module
+        isinstance(frame, Inside)
+        and frame.function.owner is not None
+        and frame.function.owner.is_module
         for frame in context
     )
 
@@ -359,7 +365,7 @@ def _in_eval_mode(trace: Trace, call: Call) -> bool:
         if event.method in ("eval", "train") and event.receiver is not None and not event.qualified:
             if same(event.receiver, call.callee) and not exclusive(event.context, call.context):
                 last = event
-    if last is None or last.method == "train" and constant(last.argument(0, "mode")) is not False:
+    if last is None or (last.method == "train" and constant(last.argument(0, "mode")) is not False):
         return False
     return bool(loops_of(call.context)) or _is_trained(trace, call)
 
@@ -428,7 +434,7 @@ def _attached_origins(value: Value) -> Iterator[Value]:
     queue = [value]
     seen: set[int] = set()
     for current in queue:
-        if id(current) in seen or len(seen) > 300:
+        if id(current) in seen or len(seen) > _FARTHEST:
             continue
         seen.add(id(current))
         yield current
@@ -492,7 +498,9 @@ def _is_frozen(trace: Trace, call: Call) -> bool:
         if event.method == "requires_grad_" and event.receiver is not None:
             if same(event.receiver, call.callee) or not options(event.receiver):
                 return True
-        if event.method in ("freeze", "load", "jit_load") and event.qualified.startswith("torch.jit"):
+        if event.method in ("freeze", "load", "jit_load") and event.qualified.startswith(
+            "torch.jit"
+        ):
             return True
     return any(store.target.endswith(".requires_grad") for store in trace.stores)
 

@@ -439,7 +439,7 @@ def _kept(loop: TrainingLoop) -> Iterator[_Kept]:
 def _re_added(store: Store) -> Iterator[_Kept]:
     """`total = total + loss`: the addend is the value."""
     value = store.value
-    if not (isinstance(value, Operation) and value.operator == "+" and len(value.operands) == 2):
+    if not (isinstance(value, Operation) and value.operator == "+"):
         return
     left, _, right = store.value_text.partition("+")
     if left.strip() == store.target:
@@ -483,7 +483,10 @@ def _outliving(kept: _Kept, loop: TrainingLoop) -> Loop | None:
 def _is_back_propagated(kept: _Kept, loop: TrainingLoop) -> bool:
     """Whether the whole that the value becomes part of reaches a backward, or may."""
     for event in loop.trace.calls:
-        if event.method in ("backward", "manual_backward", "grad", "stack", "cat") or event.qualified == "builtins.sum":
+        if (
+            event.method in ("backward", "manual_backward", "grad", "stack", "cat")
+            or event.qualified == "builtins.sum"
+        ):
             if event.method in ("stack", "cat") and not _reaches_backward(event, loop):
                 continue
             for given in event.inputs:
@@ -522,4 +525,3 @@ def _is_reset(kept: _Kept, loop: TrainingLoop) -> bool:
 
 def _adds_to_itself(store: Store) -> bool:
     return isinstance(store.value, Operation) and store.target in store.value_text.split("+")[0]
-
