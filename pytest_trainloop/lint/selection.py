@@ -84,15 +84,14 @@ def rule_families() -> dict[str, str]:
     A rule is named after its file, so nothing has to be imported to know the names: a
     run that finds all it needs in the cache loads no rule.
     """
-    from pytest_trainloop import rules
+    import pytest_trainloop
 
     found: dict[str, str] = {}
-    for root in rules.__path__:
-        for family in os.scandir(root):
-            if not family.name.startswith("_") and family.is_dir():
-                for name in os.listdir(family.path):
-                    if name.endswith(".py") and not name.startswith("_"):
-                        found[name.removesuffix(".py").replace("_", "-")] = family.name
+    for family in os.scandir(os.path.join(os.path.dirname(pytest_trainloop.__file__), "rules")):
+        if not family.name.startswith("_") and family.is_dir():
+            for name in os.listdir(family.path):
+                if name.endswith(".py") and not name.startswith("_"):
+                    found[name.removesuffix(".py").replace("_", "-")] = family.name
     return dict(sorted(found.items()))
 
 

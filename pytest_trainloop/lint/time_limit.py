@@ -46,6 +46,8 @@ class TimeLimit:
             self._active = False
         if self._timer is not None:
             self._timer.cancel()
+            # A process with a second thread cannot be forked safely.
+            self._timer.join()
 
     def _raise_in(self, thread: int) -> None:
         with self._lock:
