@@ -58,6 +58,12 @@ from pytest_trainloop.source.gradients_by_hand import (
 from pytest_trainloop.source.lightning import is_lightning_module, trains_automatically
 from pytest_trainloop.source.loops import Backward, Step, TrainingLoop, training_loops
 from pytest_trainloop.source.modes import gradients
+from pytest_trainloop.source.networks import (
+    MixedGradients,
+    is_output_of,
+    mixed_gradients,
+    trains,
+)
 from pytest_trainloop.source.place import Place
 from pytest_trainloop.source.resuming import is_loaded, start_of
 from pytest_trainloop.source.roles import (
@@ -77,6 +83,7 @@ from pytest_trainloop.source.roles import (
 from pytest_trainloop.source.switches import (
     depends_on_mode,
     may_switch,
+    may_switch_out_of_sight,
     switch_of,
     trained_forwards,
 )
@@ -214,6 +221,7 @@ __all__ = [
     "Instance",
     "Leave",
     "Loop",
+    "MixedGradients",
     "Operation",
     "Parameter",
     "Partial",
@@ -272,6 +280,7 @@ __all__ = [
     "is_model",
     "is_optimizer",
     "is_out_of_order",
+    "is_output_of",
     "is_scaled_backward",
     "is_scaler",
     "is_scheduler",
@@ -287,8 +296,10 @@ __all__ = [
     "may_do_anything",
     "may_set_gradients",
     "may_switch",
+    "may_switch_out_of_sight",
     "may_use_gradients",
     "members_of",
+    "mixed_gradients",
     "only_statement",
     "options",
     "origins",
@@ -300,5 +311,6 @@ __all__ = [
     "switch_of",
     "together",
     "trained_forwards",
+    "trains",
     "trains_automatically",
 ]

@@ -9,7 +9,6 @@ from pytest_trainloop.source.facts import (
     Backward,
     Call,
     FileFacts,
-    Function,
     Result,
     TrainingLoop,
     Value,
@@ -17,10 +16,11 @@ from pytest_trainloop.source.facts import (
     gradients,
     graph_of,
     is_forward,
+    is_output_of,
     layers,
     made_by,
-    origins,
     same,
+    trains,
 )
 
 
@@ -250,7 +250,7 @@ def _only_optimizer(loop: TrainingLoop, backward: Backward) -> Value | None:
 def _cuts_before_judge(loss: Value, optimizer: Value) -> Iterator[Result]:
     """Where a network's output is cut off on its way through another network into the loss."""
     graph = graph_of(loss)
-    trains_itself = any(_is_trained(value, optimizer) for value in graph.reached)
+    trains_itself = any(is_output_of(value, optimizer) for value in graph.reached)
     for cut in graph.cuts:
         if not isinstance(cut, Result) or cut.call.method != "detach":
             continue
@@ -265,7 +265,7 @@ def _cuts_before_judge(loss: Value, optimizer: Value) -> Iterator[Result]:
 def _goes_into_judge(cut: Result, reached: tuple[Value, ...], optimizer: Value) -> bool:
     """Whether the trained network's detached output is what another network judges."""
     source = cut_source(cut)
-    if source is None or not any(_is_trained(option, optimizer) for option in layers(source)):
+    if source is None or not any(is_output_of(option, optimizer) for option in layers(source)):
         return False
     return any(
         _is_other_network(call, optimizer) and any(same(cut, arg) for arg in call.args)
@@ -281,24 +281,12 @@ def _comes_from_judge(cut: Result, optimizer: Value) -> bool:
         return False
     return any(
         _is_other_network(call, optimizer)
-        and any(_is_trained(value, optimizer) for arg in call.args for value in layers(arg))
+        and any(is_output_of(value, optimizer) for arg in call.args for value in layers(arg))
         for option in layers(source)
         for call in made_by(option)
     )
 
 
-def _is_trained(value: Value, optimizer: Value) -> bool:
-    """Whether the value is the output of a network that the optimizer was made from."""
-    return any(
-        same(call.callee, origin)
-        for call in made_by(value)
-        if not isinstance(call.callee, Function)
-        for origin in origins(optimizer, 60)
-    )
-
-
 def _is_other_network(call: Call, optimizer: Value) -> bool:
     """Whether the call is the forward of a network that the optimizer was not made from."""
-    return is_forward(call) and not any(
-        same(call.callee, origin) for origin in origins(optimizer, 60)
-    )
+    return is_forward(call) and not trains(optimizer, call)

@@ -16,6 +16,7 @@ from pytest_trainloop.source.facts import (
     Function,
     Instance,
     Loop,
+    MixedGradients,
     Result,
     Step,
     TrainingLoop,
@@ -27,6 +28,7 @@ from pytest_trainloop.source.facts import (
     is_model,
     is_optimizer,
     may_do_anything,
+    mixed_gradients,
     options,
     same,
 )
@@ -159,6 +161,54 @@ class MissingZeroGrad(Rule):
                     loss = model(**batch).loss
                     accelerator.backward(loss)  # error
                     optimizer.step()
+            """,
+        ),
+        Bad(
+            "the generator keeps the gradients of the discriminator's loss",
+            """
+            def train(net_g, net_d, loader):
+                opt_g = torch.optim.Adam(net_g.parameters())
+                opt_d = torch.optim.Adam(net_d.parameters())
+                for real in loader:
+                    opt_g.zero_grad()
+                    opt_d.zero_grad()
+                    judged_real, judged_fake = net_d(real), net_d(net_g(torch.randn(8, 100)))
+                    d_loss = judged_fake.mean() - judged_real.mean()
+                    d_loss.backward(retain_graph=True)
+                    opt_d.step()
+                    g_loss = -judged_fake.mean()
+                    g_loss.backward()  # error
+                    opt_g.step()
+            """,
+        ),
+        Good(
+            "the generator is cleared after the discriminator's update",
+            """
+            def train(net_g, net_d, loader):
+                opt_g = torch.optim.Adam(net_g.parameters())
+                opt_d = torch.optim.Adam(net_d.parameters())
+                for real in loader:
+                    opt_d.zero_grad()
+                    (net_d(net_g(torch.randn(8, 100))).mean() - net_d(real).mean()).backward()
+                    opt_d.step()
+                    opt_g.zero_grad()
+                    (-net_d(net_g(torch.randn(8, 100))).mean()).backward()
+                    opt_g.step()
+            """,
+        ),
+        Good(
+            "two tasks add up in the encoder that they share",
+            """
+            def train(encoder, first, second, loader):
+                opt_encoder = torch.optim.Adam(encoder.parameters())
+                opt_first = torch.optim.Adam(first.parameters())
+                for x, y, z in loader:
+                    opt_encoder.zero_grad()
+                    opt_first.zero_grad()
+                    F.cross_entropy(first(encoder(x)), y).backward()
+                    opt_first.step()
+                    F.mse_loss(second(encoder(x)), z).backward()
+                    opt_encoder.step()
             """,
         ),
         Good(
@@ -349,6 +399,8 @@ class MissingZeroGrad(Rule):
                 continue
             for step in _uncleared(loop):
                 yield self._report(loop, loop.loop, step)
+            for mixed in mixed_gradients(loop):
+                yield self._report_mixed(mixed)
 
     def _report(self, loop: TrainingLoop, around: Loop, step: Step) -> Finding:
         name = step.optimizer_text
@@ -373,6 +425,15 @@ class MissingZeroGrad(Rule):
             Fix((Edit("insert-after", step.call.place, f"{name}.zero_grad()"),), safe=False)
             if name.isidentifier() or name.replace(".", "").isidentifier()
             else None,
+        )
+
+    def _report_mixed(self, mixed: MixedGradients) -> Finding:
+        own, stray, name = mixed.own.call, mixed.stray.call, mixed.step.optimizer_text
+        return self.finding(
+            own.place,
+            f"the gradients that `{own.text}` adds to are those of `{stray.text}`: it reaches the "
+            f"network of `{name}` too, and nothing clears them before `{mixed.step.call.text}`",
+            f"clear them first: `{name}.zero_grad()` before `{own.text}`",
         )
 
 
