@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +21,7 @@ from pytest_trainloop.lint.terminal import (
 if TYPE_CHECKING:
     from pytest_trainloop.lint.config import Settings
     from pytest_trainloop.lint.engine import Run
-    from pytest_trainloop.lint.outcome import Problem, Report
+    from pytest_trainloop.lint.outcome import Report
 
 #: Exit codes.
 CLEAN = 0
@@ -157,11 +155,12 @@ class _Command:
 
     def show(self, report: Report, name: str) -> None:
         from pytest_trainloop.lint.report import write_report
+        from pytest_trainloop.lint.report._statistics import statistics
 
         path = self.options.output_file
         is_for_people = name in _FOR_PEOPLE and not self.options.statistics
         if self.options.statistics:
-            text = _statistics(report.problems)
+            text = statistics(report)
         else:
             color = path is None and is_for_people and self.terminal.wants_color
             text = write_report(replace(report, color=color), name)
@@ -176,9 +175,3 @@ class _Command:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _statistics(problems: Iterable[Problem]) -> str:
-    """How many problems each rule has, most first."""
-    counts = Counter(problem.rule for problem in problems)
-    return "".join(f"{count:>6}  {rule}\n" for rule, count in counts.most_common())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,17 @@ def sentences(problem: Problem) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 problem`, `3 problems`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def fixable(problems: Iterable[Problem]) -> str:
+    """How many of the problems can be fixed by which option, in parentheses; empty if none can."""
+    kinds = [problem.fixable for problem in problems]
+    offers = [
+        f"{kinds.count(kind)} fixable with `{option}`"
+        for kind, option in (("safe", "--fix"), ("unsafe", "--unsafe-fixes"))
+        if kind in kinds
+    ]
+    return f" ({', '.join(offers)})" if offers else ""
 
 
 def in_file(problem: Problem, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.lint.report._terminal import laid_out, painted, printable, width
-from pytest_trainloop.lint.report._wording import counted, error_place, place
+from pytest_trainloop.lint.report._wording import counted, error_place, fixable, place
 
 if TYPE_CHECKING:
     from pytest_trainloop.lint.outcome import Problem, Report
@@ -33,17 +33,7 @@ def summary(report: Report) -> str:
         hit = len({problem.path for problem in report.problems})
         found = f"{counted(len(report.problems), 'problem')} in {hit} of {files}"
     unread = f"; {counted(len(report.errors), 'error')}" if report.errors else ""
-    return f"{found}{_fixable(report)}{unread}\n"
-
-
-def _fixable(report: Report) -> str:
-    kinds = [problem.fixable for problem in report.problems]
-    offers = [
-        f"{kinds.count(kind)} fixable with `{option}`"
-        for kind, option in (("safe", "--fix"), ("unsafe", "--unsafe-fixes"))
-        if kind in kinds
-    ]
-    return f" ({', '.join(offers)})" if offers else ""
+    return f"{found}{fixable(report.problems)}{unread}\n"
 
 
 def paragraph(problem: Problem, *, color: bool) -> str:
