@@ -42,7 +42,7 @@ def test_every_requirement_is_pinned_once_and_within_its_range(python: str) -> N
 
 def test_the_base_install_is_light() -> None:
     base = {requirement.name for requirement in REQUIRED if requirement.marker is None}
-    assert base == {"click", "libcst", "pytest"}
+    assert base == {"click", "libcst", "pathspec", "pytest"}
 
 
 def test_pytest_and_the_shell_know_us_by_name() -> None:
