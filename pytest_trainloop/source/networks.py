@@ -48,7 +48,8 @@ def mixed_gradients(loop: TrainingLoop) -> Iterator[MixedGradients]:
         if len(first) != 1 or len(second) != 1 or same(first[0].optimizer, second[0].optimizer):
             continue
         found = MixedGradients(stray, first[0], own, second[0])
-        if _is_straight(found) and _reaches_both(found) and not _is_cleared(loop, found):
+        is_mixed = _is_straight(found) and _reaches_both(found) and _judges(found)
+        if is_mixed and not _is_cleared(loop, found):
             yield found
 
 
@@ -71,6 +72,24 @@ def _reaches_both(found: MixedGradients) -> bool:
         and any(is_output_of(value, step.optimizer) for value in graph_of(backward.loss).reached)
         for backward in (found.stray, found.own)
         for step in (found.meant_for, found.step)
+    )
+
+
+def _judges(found: MixedGradients) -> bool:
+    """Whether the stray loss trains the one network as a judge of the other's output."""
+    judge, judged = found.meant_for.optimizer, found.step.optimizer
+    return _is_fed(found.stray, judge, judged) and not _is_fed(found.stray, judged, judge)
+
+
+def _is_fed(backward: Backward, taker: Value, giver: Value) -> bool:
+    """Whether, on the way to the loss, one optimizer's network takes the output of another's."""
+    reached = graph_of(backward.loss).reached if backward.loss is not None else ()
+    forwards = [call for value in reached for call in made_by(value) if trains(taker, call)]
+    return any(
+        is_output_of(value, giver)
+        for call in forwards
+        for given in call.args
+        for value in graph_of(given).reached
     )
 
 

@@ -197,6 +197,22 @@ class MissingZeroGrad(Rule):
             """,
         ),
         Good(
+            "a generator learns from two losses, its encoder from one of them",
+            """
+            def train(encoder, net_g, loader):
+                opt_e = torch.optim.Adam(encoder.parameters())
+                opt_g = torch.optim.Adam(net_g.parameters())
+                for x in loader:
+                    opt_e.zero_grad()
+                    opt_g.zero_grad()
+                    F.l1_loss(net_g(encoder(x)), x).backward()
+                    opt_e.step()
+                    z = torch.randn(8, 16)
+                    F.l1_loss(encoder(net_g(z)), z).backward()
+                    opt_g.step()
+            """,
+        ),
+        Good(
             "two tasks add up in the encoder that they share",
             """
             def train(encoder, first, second, loader):
