@@ -1,0 +1,192 @@
+"""The rule `nll-without-log-softmax`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules.loss._activated_inputs import activated_inputs, loss_text, where
+
+if TYPE_CHECKING:
+    from pytest_trainloop.source.facts import Activation, FileFacts
+
+
+class NllWithoutLogSoftmax(Rule):
+    """A negative log-likelihood is given probabilities or logits.
+
+    Symptom: the loss is negative. With probabilities it creeps towards -1 and the model learns
+    little; with logits it falls for ever, and training diverges.
+
+    Why: `NLLLoss` only picks the number of the right class and turns its sign. It is a
+    likelihood if the numbers are log-probabilities: without the logarithm a wrong prediction
+    costs next to nothing, and without the softmax nothing keeps the numbers from growing.
+
+    What torch does: nothing. It cannot tell logarithms from other numbers.
+
+    Limits: the model has to be in sight from the loss, in the same file or in another one that
+    is linted.
+    """
+
+    since = "0.1"
+    triggers = ("loss|Loss|criterion", "NLLLoss|nll_loss")
+    sources = (
+        "https://pytorch.org/docs/stable/generated/torch.nn.NLLLoss.html",
+        "https://github.com/AnubhavGupta3377/Text-Classification-Models-Pytorch/issues/9",
+        "https://github.com/clvrai/ACGAN-PyTorch/issues/4",
+        "https://github.com/midas-research/man-sf-emnlp/issues/2",
+    )
+    examples = (
+        Bad(
+            "the model ends in a softmax",
+            """
+            class Classifier(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.fc = nn.Linear(64, 4)
+                    self.softmax = nn.Softmax(dim=1)
+
+                def forward(self, x):
+                    return self.softmax(self.fc(x))  # error
+
+            def train(loader, optimizer):
+                model = Classifier()
+                criterion = nn.NLLLoss()
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    criterion(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "the model ends in a log_softmax",
+            """
+            class Classifier(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.fc = nn.Linear(64, 4)
+                    self.log_softmax = nn.LogSoftmax(dim=1)
+
+                def forward(self, x):
+                    return self.log_softmax(self.fc(x))
+
+            def train(loader, optimizer):
+                model = Classifier()
+                criterion = nn.NLLLoss()
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    criterion(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Bad(
+            "a softmax in the loss's own line",
+            """
+            def train(model, loader, optimizer):
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    out = model(x)
+                    F.nll_loss(F.softmax(out, 1), y).backward()  # error
+                    optimizer.step()
+            """,
+        ),
+        Bad(
+            "the loss is given to the model, which ends in a softmax",
+            """
+            class TextModel(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.fc = nn.Linear(64, 4)
+                    self.softmax = nn.Softmax()
+
+                def forward(self, x):
+                    return self.softmax(self.fc(x))  # error
+
+                def add_loss_op(self, loss_op):
+                    self.loss_op = loss_op
+
+                def run_epoch(self, batches, optimizer):
+                    for x, y in batches:
+                        optimizer.zero_grad()
+                        loss = self.loss_op(self(x), y)
+                        loss.backward()
+                        optimizer.step()
+
+            def main(batches, optimizer):
+                model = TextModel()
+                model.add_loss_op(nn.NLLLoss())
+                model.run_epoch(batches, optimizer)
+            """,
+        ),
+        Bad(
+            "logits",
+            """
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.layers = nn.Sequential(
+                        nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)  # error
+                    )
+
+                def forward(self, x):
+                    return self.layers(x)
+
+            def loss(x, y):
+                return F.nll_loss(Net()(x), y)
+            """,
+        ),
+        Good(
+            "log-probabilities from a model in another module",
+            """
+            from models import Net
+            import torch.nn.functional as F
+
+            def loss(x, y):
+                return F.nll_loss(Net()(x), y)
+            """,
+        ),
+        Good(
+            "the logarithm of probabilities",
+            """
+            def loss(model, x, y):
+                p = F.softmax(model(x), dim=1)
+                return F.nll_loss((p + 1e-8).log(), y)
+            """,
+        ),
+        Good(
+            "an adaptive softmax returns log-probabilities",
+            """
+            def loss(adaptive, x, y):
+                return F.nll_loss(adaptive.log_prob(x), y)
+            """,
+        ),
+        Good(
+            "the log-density of a flow",
+            """
+            def loss(flow, x, y):
+                densities = torch.stack([flow.log_density(x, k) for k in range(4)], dim=1)
+                return F.nll_loss(densities, y)
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Follow the input of each `NLLLoss` back to what it last went through."""
+        kinds = ("softmax", "sigmoid", "linear")
+        for call, activation in activated_inputs(file, "nll_loss", *kinds):
+            yield self.finding(
+                activation.call.place,
+                f"`{activation.call.text}` gives `{loss_text(call)}` "
+                f"({where(call, activation)}) {_given(activation)}, and it wants log-probabilities",
+                _advice(activation),
+            )
+
+
+def _given(activation: Activation) -> str:
+    return "logits" if activation.kind == "linear" else "probabilities"
+
+
+def _advice(activation: Activation) -> str:
+    if activation.kind == "linear":
+        return "apply `log_softmax` to them first, or use `F.cross_entropy`, which does so itself"
+    return f"use `log_softmax` in place of `{activation.kind}`"
