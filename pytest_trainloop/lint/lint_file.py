@@ -50,6 +50,7 @@ class FileLinter:
         self._gate = Gate(rules)
         self._tree = TrackedTree(files)
         self._time_limit_s = time_limit_s
+        self._time_limit = TimeLimit(time_limit_s)
 
     def lint(self, path: str) -> FileResult:
         """Lint a file on disk; whatever is wrong with it is in the result."""
@@ -74,7 +75,7 @@ class FileLinter:
             if not rules:
                 _check_syntax(document)
                 return result
-            with TimeLimit(self._time_limit_s):
+            with self._time_limit:
                 return self._lint(result, document, rules)
         except TimeLimitError:
             message = f"took longer than {self._time_limit_s:g} s; given up"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from types import TracebackType
 
 #: The most seconds that one file may take. The slowest real file seen takes half a second.
 TIME_LIMIT_S = 30.0
+# How often the clock is looked at, at most.
+_LOOK_S = 0.5
 
 
 class TimeLimitError(BaseException):
@@ -20,20 +23,27 @@ class TimeLimit:
     Works on every system and in every thread, unlike an alarm signal, which would also
     clash with the timeouts of a test runner. It cannot break into a single long call of
     C code; whoever waits for a worker process has to end that.
+
+    One thread watches however many files, and ends when there is nothing left to watch.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._active = False
-        self._timer: threading.Timer | None = None
+        self._watcher: threading.Thread | None = None
+        self._watched = 0
+        self._deadline = 0.0
+        self._entered = 0
 
     def __enter__(self) -> None:
         """Start the clock."""
-        self._active = True
-        self._timer = threading.Timer(self._seconds, self._raise_in, [threading.get_ident()])
-        self._timer.daemon = True
-        self._timer.start()
+        with self._lock:
+            self._watched = threading.get_ident()
+            self._deadline = time.monotonic() + self._seconds
+            self._entered += 1
+            if self._watcher is None:
+                self._watcher = threading.Thread(target=self._watch, daemon=True)
+                self._watcher.start()
 
     def __exit__(
         self,
@@ -43,15 +53,19 @@ class TimeLimit:
     ) -> None:
         """Stop the clock: after this nothing is raised any more."""
         with self._lock:
-            self._active = False
-        if self._timer is not None:
-            self._timer.cancel()
-            # A process with a second thread cannot be forked safely.
-            self._timer.join()
+            self._watched = 0
 
-    def _raise_in(self, thread: int) -> None:
-        with self._lock:
-            if self._active:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(thread), ctypes.py_object(TimeLimitError)
-                )
+    def _watch(self) -> None:
+        seen = 0
+        while True:
+            time.sleep(min(_LOOK_S, self._seconds / 4))
+            with self._lock:
+                if self._watched and time.monotonic() > self._deadline:
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(self._watched), ctypes.py_object(TimeLimitError)
+                    )
+                    self._watched = 0
+                if not self._watched and seen == self._entered:
+                    self._watcher = None
+                    return
+                seen = self._entered

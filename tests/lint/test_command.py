@@ -194,7 +194,8 @@ def test_a_report_file_that_cannot_be_written_is_named(project: MakeProject) -> 
 
 def test_statistics_count_the_problems_of_each_rule(project: MakeProject) -> None:
     said = project({"a.py": BUGGY, "b.py": BUGGY}).lint(".", "--statistics")
-    assert (said.exit_code, said.out) == (1, "     2  missing-zero-grad\n")
+    expected = "     2  missing-zero-grad (2 fixable with `--unsafe-fixes`)\n"
+    assert (said.exit_code, said.out) == (1, expected)
 
 
 def test_colour_is_for_those_who_ask(project: MakeProject) -> None:
