@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_trainloop.source.place import Place
 
 _COUNTING_NAME = re.compile(r"accum|micro_?(?:batch|step)|grad_?acc", re.IGNORECASE)
+_COMMENT = re.compile(r"\s+#.*$")
 _MODULUS_TEXT = re.compile(r"%\s*([A-Za-z_][\w.]*(?:\[[\"']?\w+[\"']?\])?|\d+)")
 
 
@@ -39,7 +40,8 @@ class Accumulation:
     def header(self) -> str:
         """The line that makes one step of several backward calls."""
         frame = self.guard or self.micro_batches
-        return frame.file.lines[frame.line - 1].strip() if frame is not None else ""
+        line = frame.file.lines[frame.line - 1] if frame is not None else ""
+        return _COMMENT.sub("", line).strip()
 
     @property
     def guard_place(self) -> Place:

@@ -24,7 +24,17 @@ def is_output_of(value: Value, optimizer: Value) -> bool:
 
 def trains(optimizer: Value, forward: Call) -> bool:
     """Whether the call is the forward of a network that the optimizer was made from."""
-    return any(same(forward.callee, origin) for origin in origins(optimizer, 60))
+    return any(same(forward.callee, network) for network in networks_of(optimizer))
+
+
+def networks_of(optimizer: Value) -> tuple[Value, ...]:
+    """The networks whose `parameters()` an optimizer was made from, as far as that is in sight."""
+    calls = (call for origin in origins(optimizer, 60) for call in made_by(origin))
+    return tuple(
+        call.receiver
+        for call in calls
+        if call.method in ("parameters", "named_parameters") and call.receiver is not None
+    )
 
 
 @dataclass(frozen=True, eq=False)

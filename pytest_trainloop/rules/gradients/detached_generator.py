@@ -204,6 +204,33 @@ class DetachedGenerator(Rule):
             """,
         ),
         Good(
+            "Lightning hands out the optimizers, and the module calls itself",
+            """
+            import lightning as L
+            import torch
+
+            class Lit(L.LightningModule):
+                def __init__(self):
+                    super().__init__()
+                    self.automatic_optimization = False
+
+                def forward(self, z):
+                    return self.generator(z)
+
+                def training_step(self, batch, batch_idx):
+                    opt_g, opt_d = self.optimizers()
+                    z = torch.randn(8, 100)
+                    opt_d.zero_grad()
+                    d_loss = self.discriminator(self(z).detach()).mean()
+                    self.manual_backward(d_loss)
+                    opt_d.step()
+                    opt_g.zero_grad()
+                    g_loss = -self.discriminator(self(z)).mean()
+                    self.manual_backward(g_loss)
+                    opt_g.step()
+            """,
+        ),
+        Good(
             "the target network answers",
             """
             def train(online, target, loader):
