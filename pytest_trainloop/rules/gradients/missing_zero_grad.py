@@ -227,6 +227,37 @@ class MissingZeroGrad(Rule):
                     opt_encoder.step()
             """,
         ),
+        Bad(
+            "the loop is in a function that is handed to a launcher",
+            """
+            import torch.multiprocessing as mp
+            import torch.nn.functional as F
+
+            def worker(rank, model, loader, optimizer):
+                for x, y in loader:
+                    F.cross_entropy(model(x), y).backward()  # error
+                    optimizer.step()
+
+            def main(model, loader, optimizer):
+                mp.spawn(worker, args=(model, loader, optimizer), nprocs=2)
+            """,
+        ),
+        Bad(
+            "an Ignite engine calls the update function for each batch",
+            """
+            from ignite.engine import Engine
+            import torch.nn.functional as F
+
+            def run(model, optimizer, loader):
+                def update(engine, batch):
+                    loss = F.cross_entropy(model(batch[0]), batch[1])
+                    loss.backward()  # error
+                    optimizer.step()
+                    return loss.item()
+
+                Engine(update).run(loader)
+            """,
+        ),
         Good(
             "gradient accumulation",
             """
@@ -411,7 +442,7 @@ class MissingZeroGrad(Rule):
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look along the way from each step back to the next backward for anything that clears."""
         for loop in file.loops:
-            if loop.loop is None or loop.is_handed:
+            if loop.loop is None:
                 continue
             for step in _uncleared(loop):
                 yield self._report(loop, loop.loop, step)
