@@ -52,8 +52,15 @@ def at_surface(loop: TrainingLoop, event: Event) -> Event:
 
 
 def is_out_of_order(loop: TrainingLoop, event: Event) -> bool:
-    """Whether the event happens at a time that cannot be told: in a function handed over."""
-    return any(isinstance(frame, Inside) and frame.handed for frame in loop.inner(event))
+    """Whether its place in the order says nothing: in a function handed over, or in a step itself.
+
+    A step is on record before what an optimizer of the user's own does in it.
+    """
+    steps = [step.call for step in loop.steps]
+    return any(
+        isinstance(frame, Inside) and (frame.handed or frame.call in steps)
+        for frame in loop.inner(event)
+    )
 
 
 def only_statement(loop: TrainingLoop, call: Call) -> Frame | Call | None:

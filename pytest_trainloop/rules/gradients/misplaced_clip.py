@@ -208,6 +208,24 @@ class MisplacedClip(Rule):
             """,
         ),
         Good(
+            "the optimizer clips in its own step",
+            """
+            class ClippingSGD(torch.optim.Optimizer):
+                def step(self, closure=None):
+                    for group in self.param_groups:
+                        nn.utils.clip_grad_norm_(group["params"], 1.0)
+                        for p in group["params"]:
+                            p.data.add_(p.grad, alpha=-group["lr"])
+
+            def train(model, loader):
+                optimizer = ClippingSGD(model.parameters(), {"lr": 0.1})
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
             "clipped in the closure",
             """
             def train(model, loader, optimizer):
