@@ -21,6 +21,7 @@ from pytest_trainloop.source.values import (
     options,
     origins,
 )
+from pytest_trainloop.source.verbs import may_do_anything
 
 if TYPE_CHECKING:
     from pytest_trainloop.source.events import Call
@@ -69,6 +70,21 @@ _SWITCHING = re.compile(
     r"(?:eval|train(?:ing)?|test|inference)(?:_?mode|ing)?$"
     r"|set_mode|mode_to|_mode$|for_training|for_inference|evaluating|freeze",
     re.IGNORECASE,
+)
+
+
+def may_switch_out_of_sight(call: Call, model: Value) -> bool:
+    """Whether the call hands the model to code out of sight, which may switch its mode."""
+    if is_forward(call) or call.qualified or call.method in _LOOKING:
+        return False
+    return may_do_anything(call, model)
+
+
+#: Methods of a model that leave its mode alone.
+_LOOKING = frozenset(
+    {"state_dict", "load_state_dict", "parameters", "named_parameters", "modules", "children"}
+    | {"buffers", "zero_grad", "requires_grad_", "to", "cuda", "cpu", "half", "float", "double"}
+    | {"apply", "named_modules", "named_children"}
 )
 
 

@@ -1,0 +1,385 @@
+"""The rule `missing-eval-mode`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.source.facts import (
+    Call,
+    FileFacts,
+    Inside,
+    Instance,
+    Loop,
+    Result,
+    Trace,
+    Value,
+    depends_on_mode,
+    gradients,
+    is_forward,
+    loops_of,
+    may_switch,
+    may_switch_out_of_sight,
+    options,
+    origins,
+    same,
+    spelling,
+    switch_of,
+    trained_forwards,
+)
+
+_EVALUATING = re.compile(
+    r"(?:^|[_./])(?:val|valid|validat\w*|eval\w*|test\w*|dev|predict\w*|infer\w*)(?:$|[_./\d(])"
+    r"|(?:val|valid|test|dev|eval)_?(?:loader|set|data|iter|ds|dl)",
+    re.IGNORECASE,
+)
+_ON_PURPOSE = re.compile(
+    r"(?:^|_)mc(?:_|$)|monte|uncertain|bayes|stochastic|update_bn|recalib|adapt", re.IGNORECASE
+)
+
+
+class MissingEvalMode(Rule):
+    """A model is evaluated in train mode.
+
+    Symptom: the validation score is noisy and too low; with BatchNorm, the statistics take
+    in the validation data, and the score of a sample depends on its batch.
+
+    Why: dropout drops, and BatchNorm normalizes by the batch and updates its statistics,
+    until `model.eval()` is called. `torch.no_grad()` only switches the gradients off.
+
+    What torch does: nothing. A forward in train mode is legal anywhere.
+
+    Limits: the rule speaks only where it sees both the evaluation and how the model came to
+    it: trained in the same program, or just made. An evaluation is a loop without gradients
+    that is called so (`validate`, `test_loader`). A model that is known to have no layer
+    that cares is left alone.
+    """
+
+    since = "0.1"
+    triggers = ("no_grad|inference_mode|set_grad_enabled",)
+    sources = (
+        "https://pytorch.org/docs/stable/notes/autograd.html#evaluation-mode-nn-module-eval",
+        "https://github.com/wolny/pytorch-3dunet/issues/53",
+        "https://github.com/citoverse/cito/issues/55",
+        "https://github.com/ipolharvard/ethos-ares/issues/20",
+        "https://github.com/udacity/deep-learning-v2-pytorch/issues/3",
+    )
+    examples = (
+        Bad(
+            "gradients are off, dropout is not",
+            """
+            def train(model, train_loader, val_loader, optimizer, epochs):
+                for epoch in range(epochs):
+                    for x, y in train_loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    with torch.no_grad():
+                        correct = 0
+                        for x, y in val_loader:
+                            correct += (model(x).argmax(1) == y).sum().item()  # error
+            """,
+        ),
+        Good(
+            "eval mode for the evaluation, train mode for the training",
+            """
+            def train(model, train_loader, val_loader, optimizer, epochs):
+                for epoch in range(epochs):
+                    model.train()
+                    for x, y in train_loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    model.eval()
+                    with torch.no_grad():
+                        correct = 0
+                        for x, y in val_loader:
+                            correct += (model(x).argmax(1) == y).sum().item()
+            """,
+        ),
+        Bad(
+            "one function for both, which only switches the gradients",
+            """
+            import torch
+
+            class Trainer:
+                def __init__(self, model, optimizer, train_loader, test_loader):
+                    self.model = model
+                    self.optimizer = optimizer
+                    self.train_loader = train_loader
+                    self.test_loader = test_loader
+
+                def run_epoch(self, loader, train):
+                    for x, y in loader:
+                        with torch.set_grad_enabled(train):
+                            loss = torch.nn.functional.mse_loss(self.model(x), y)  # error
+                        if train:
+                            self.optimizer.zero_grad()
+                            loss.backward()
+                            self.optimizer.step()
+
+                def train(self, epochs):
+                    for epoch in range(epochs):
+                        self.run_epoch(self.train_loader, True)
+                        self.run_epoch(self.test_loader, False)
+            """,
+        ),
+        Bad(
+            "a model that was just made is in train mode",
+            """
+            import torch
+            from torch import nn
+
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.norm = nn.BatchNorm1d(8)
+                    self.out = nn.Linear(8, 2)
+
+                def forward(self, x):
+                    return self.out(self.norm(x))
+
+            def predict(path, test_loader):
+                model = Net()
+                model.load_state_dict(torch.load(path))
+                with torch.no_grad():
+                    return [model(x).argmax(1) for x in test_loader]  # error
+            """,
+        ),
+        Good(
+            "a model without a layer that cares",
+            """
+            import torch
+            from torch import nn
+
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.out = nn.Linear(8, 2)
+
+                def forward(self, x):
+                    return self.out(x).relu()
+
+            def train(train_loader, val_loader, epochs):
+                model = Net()
+                optimizer = torch.optim.Adam(model.parameters())
+                for epoch in range(epochs):
+                    for x, y in train_loader:
+                        optimizer.zero_grad()
+                        nn.functional.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    with torch.no_grad():
+                        for x, y in val_loader:
+                            print((model(x).argmax(1) == y).sum().item())
+            """,
+        ),
+        Good(
+            "the caller, out of sight, may have switched",
+            """
+            @torch.no_grad()
+            def evaluate(model, val_loader):
+                return sum(F.cross_entropy(model(x), y).item() for x, y in val_loader)
+            """,
+        ),
+        Good(
+            "the caller switches",
+            """
+            @torch.no_grad()
+            def evaluate(model, val_loader):
+                return sum(F.cross_entropy(model(x), y).item() for x, y in val_loader)
+
+            def train(model, train_loader, val_loader, optimizer, epochs):
+                for epoch in range(epochs):
+                    model.train()
+                    for x, y in train_loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    model.eval()
+                    print(evaluate(model, val_loader))
+            """,
+        ),
+        Good(
+            "Monte Carlo dropout",
+            """
+            @torch.no_grad()
+            def predict_mc_dropout(model, test_loader, samples):
+                return [[model(x) for _ in range(samples)] for x in test_loader]
+
+            def run(model, train_loader, test_loader, optimizer):
+                for x, y in train_loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                print(predict_mc_dropout(model, test_loader, 20))
+            """,
+        ),
+        Good(
+            "train mode on purpose, set for the evaluation",
+            """
+            def test(model, test_loader):
+                model.train()  # batch statistics, as in training
+                with torch.no_grad():
+                    return sum(F.cross_entropy(model(x), y).item() for x, y in test_loader)
+
+            def run(model, train_loader, test_loader, optimizer):
+                for x, y in train_loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                print(test(model, test_loader))
+            """,
+        ),
+        Good(
+            "BatchNorm statistics are estimated again",
+            """
+            def update_bn(model, val_loader):
+                with torch.no_grad():
+                    for x, y in val_loader:
+                        model(x)
+
+            def train(model, train_loader, val_loader, optimizer):
+                for x, y in train_loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                update_bn(model, val_loader)
+            """,
+        ),
+        Good(
+            "the averaged copy is kept in eval mode by what keeps it",
+            """
+            def train(model, ema_model, train_loader, val_loader, optimizer):
+                for x, y in train_loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                with torch.no_grad():
+                    for x, y in val_loader:
+                        print(F.cross_entropy(ema_model(x), y).item())
+            """,
+        ),
+        Good(
+            "a target computed without gradients is no evaluation",
+            """
+            def train(model, loader, optimizer, gamma):
+                for state, reward, next_state in loader:
+                    with torch.no_grad():
+                        target = reward + gamma * model(next_state).max(1).values
+                    optimizer.zero_grad()
+                    F.mse_loss(model(state).max(1).values, target).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "another object switches, out of sight",
+            """
+            def train(model, train_loader, val_loader, optimizer, hooks):
+                for x, y in train_loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                hooks.before_evaluation(model)
+                with torch.no_grad():
+                    for x, y in val_loader:
+                        print(F.cross_entropy(model(x), y).item())
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Look for evaluations of models that were trained, or made, and never switched."""
+        for trace in file.traces:
+            reported: list[Value] = []
+            for call in trace.calls:
+                if not _is_evaluation(call) or any(same(call.callee, known) for known in reported):
+                    continue
+                history = _history(file, trace, call)
+                if history and not _may_be_switched(trace, call):
+                    reported.append(call.callee)
+                    yield self._report(call, history)
+
+    def _report(self, call: Call, history: str) -> Finding:
+        name = call.name or "the model"
+        return self.finding(
+            call.place,
+            f"`{name}` is evaluated in train mode: {history}, and nothing calls `{name}.eval()`",
+            f"call `{name}.eval()` before the evaluation, and `{name}.train()` before training",
+        )
+
+
+def _is_evaluation(call: Call) -> bool:
+    """Whether the call is a forward, without gradients, over data that is held out."""
+    if not is_forward(call) or gradients(call.context) is not False:
+        return False
+    functions = [frame.function for frame in call.context if isinstance(frame, Inside)]
+    if any(f.owner is not None and f.owner.is_module for f in functions):
+        return False
+    if any(isinstance(frame, Inside) and frame.handed for frame in call.context):
+        return False
+    loops = loops_of(call.context)
+    if not loops or any(_ON_PURPOSE.search(f.name) for f in functions):
+        return False
+    named = any(_EVALUATING.search(f.name) for f in functions)
+    return named or any(_is_held_out(loop) for loop in loops)
+
+
+def _is_held_out(loop: Loop) -> bool:
+    if _EVALUATING.search(loop.header.partition(" in ")[2]):
+        return True
+    return any(_EVALUATING.search(spelling(origin)) for origin in origins(loop.source, limit=20))
+
+
+def _history(file: FileFacts, trace: Trace, evaluation: Call) -> str:
+    """How the model came to the evaluation in train mode; empty if that is not known."""
+    depends = depends_on_mode(evaluation.callee)
+    if depends is False or _is_pretrained(evaluation.callee):
+        return ""
+    for training in file.loops:
+        if training.trace is not trace:
+            continue
+        for forward in trained_forwards(training):
+            if forward is not evaluation and same(forward.callee, evaluation.callee):
+                return f"it is trained at line {forward.line}"
+    made = _made(evaluation.callee)
+    if depends and made is not None and made.index < evaluation.index:
+        return f"a model is in train mode when it is made (line {made.line})"
+    return ""
+
+
+def _made(model: Value) -> Call | None:
+    """The call that made the model in sight."""
+    for option in options(model):
+        if isinstance(option, Instance | Result) and option.call is not None:
+            return option.call
+    return None
+
+
+def _is_pretrained(model: Value) -> bool:
+    """Whether the model comes out of a function that may give it in eval mode."""
+    return any(
+        isinstance(option, Result)
+        and not option.call.qualified.startswith(("torch.nn.", "torchvision.models."))
+        for option in options(model)
+    )
+
+
+def _may_be_switched(trace: Trace, evaluation: Call) -> bool:
+    """Whether the model may be in eval mode at the evaluation, or be in train mode on purpose."""
+    inside = [frame for frame in evaluation.context if isinstance(frame, Inside)]
+    for call in trace.calls:
+        state = switch_of(call)
+        if state is True:
+            if inside and inside[-1] in call.context and _is_of(call, evaluation):
+                return True
+        elif may_switch(call) or may_switch_out_of_sight(call, evaluation.callee):
+            return True
+    return False
+
+
+def _is_of(switch: Call, evaluation: Call) -> bool:
+    """Whether the switch is made for the evaluation itself, not for a training around it."""
+    loops = loops_of(switch.context)
+    around = loops_of(evaluation.context)
+    return switch.index < evaluation.index and all(loop in around for loop in loops)

@@ -1,0 +1,370 @@
+"""The rule `train-mode-not-restored`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.source.facts import (
+    Call,
+    FileFacts,
+    Loop,
+    TrainingLoop,
+    depends_on_mode,
+    is_forward,
+    may_switch,
+    may_switch_out_of_sight,
+    same,
+    switch_of,
+    trained_forwards,
+)
+
+
+class TrainModeNotRestored(Rule):
+    """Training goes on in eval mode after an evaluation.
+
+    Symptom: the training loss drops suddenly after the first validation, and the validation
+    score stops improving: dropout is off, BatchNorm is frozen.
+
+    Why: `model.eval()` lasts until `model.train()`. An evaluation inside the training loop
+    that does not switch back leaves all further batches in eval mode.
+
+    What torch does: nothing. Training in eval mode is legal, and some fine-tuning does it
+    on purpose.
+    """
+
+    since = "0.1"
+    triggers = ("eval", "backward", "step")
+    sources = (
+        "https://pytorch.org/docs/stable/notes/autograd.html#evaluation-mode-nn-module-eval",
+        "https://github.com/wkentaro/pytorch-fcn/pull/56",
+        "https://github.com/joeynmt/joeynmt/issues/184",
+        "https://github.com/tk-rusch/coRNN/issues/1",
+        "https://github.com/pliang279/MultiBench/issues/26",
+        "https://github.com/pytorch/tutorials/issues/1624",
+    )
+    examples = (
+        Bad(
+            "train mode is set once, before all epochs",
+            """
+            def train(model, loader, validation, optimizer, epochs):
+                model.train()
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    model.eval()  # error
+                    with torch.no_grad():
+                        print(sum(F.cross_entropy(model(x), y).item() for x, y in validation))
+            """,
+        ),
+        Good(
+            "train mode is set in each epoch",
+            """
+            def train(model, loader, validation, optimizer, epochs):
+                for epoch in range(epochs):
+                    model.train()
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    model.eval()
+                    with torch.no_grad():
+                        print(sum(F.cross_entropy(model(x), y).item() for x, y in validation))
+            """,
+        ),
+        Bad(
+            "an evaluation in the middle of an epoch leaves the rest of it in eval mode",
+            """
+            def evaluate(model, validation):
+                model.eval()  # error
+                with torch.no_grad():
+                    return sum(F.cross_entropy(model(x), y).item() for x, y in validation)
+
+            def train(model, loader, validation, optimizer, epochs):
+                for epoch in range(epochs):
+                    model.train()
+                    for i, (x, y) in enumerate(loader):
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        if i % 100 == 0:
+                            print(evaluate(model, validation))
+            """,
+        ),
+        Bad(
+            "in the methods of a trainer",
+            """
+            import torch
+
+            class Trainer:
+                def __init__(self, model, optimizer, loader, validation):
+                    self.model = model
+                    self.optimizer = optimizer
+                    self.loader = loader
+                    self.validation = validation
+
+                def validate(self):
+                    self.model.eval()  # error
+                    with torch.no_grad():
+                        for x, y in self.validation:
+                            print(self.model(x) - y)
+
+                def train_epoch(self):
+                    for x, y in self.loader:
+                        self.optimizer.zero_grad()
+                        torch.nn.functional.mse_loss(self.model(x), y).backward()
+                        self.optimizer.step()
+
+                def train(self, epochs):
+                    for epoch in range(epochs):
+                        self.train_epoch()
+                        self.validate()
+            """,
+        ),
+        Good(
+            "the evaluation switches back",
+            """
+            def evaluate(model, validation):
+                model.eval()
+                with torch.no_grad():
+                    loss = sum(F.cross_entropy(model(x), y).item() for x, y in validation)
+                model.train()
+                return loss
+
+            def train(model, loader, validation, optimizer):
+                for i, (x, y) in enumerate(loader):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    if i % 100 == 0:
+                        print(evaluate(model, validation))
+            """,
+        ),
+        Good(
+            "the mode is put back as it was",
+            """
+            def evaluate(model, validation):
+                was_training = model.training
+                model.eval()
+                with torch.no_grad():
+                    loss = sum(F.cross_entropy(model(x), y).item() for x, y in validation)
+                model.train(was_training)
+                return loss
+
+            def train(model, loader, validation, optimizer):
+                for i, (x, y) in enumerate(loader):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    if i % 100 == 0:
+                        print(evaluate(model, validation))
+            """,
+        ),
+        Good(
+            "a context manager puts the mode back",
+            """
+            from contextlib import contextmanager
+            import torch
+            import torch.nn.functional as F
+
+            @contextmanager
+            def evaluating(model):
+                was_training = model.training
+                try:
+                    model.eval()
+                    yield
+                finally:
+                    if was_training:
+                        model.train()
+
+            def train(model, loader, validation, optimizer):
+                for i, (x, y) in enumerate(loader):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    if i % 100 == 0:
+                        with evaluating(model), torch.no_grad():
+                            print(sum(F.cross_entropy(model(x), y).item() for x, y in validation))
+            """,
+        ),
+        Good(
+            "eval mode on purpose: it is set for the training itself",
+            """
+            def train(model, loader, validation, optimizer, epochs):
+                for epoch in range(epochs):
+                    model.eval()
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    with torch.no_grad():
+                        print(sum(F.cross_entropy(model(x), y).item() for x, y in validation))
+            """,
+        ),
+        Good(
+            "only the averaged copy is in eval mode",
+            """
+            def train(model, ema_model, loader, validation, optimizer, epochs):
+                model.train()
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    ema_model.eval()
+                    with torch.no_grad():
+                        print(sum(F.cross_entropy(ema_model(x), y).item() for x, y in validation))
+            """,
+        ),
+        Good(
+            "a frozen backbone stays in eval mode",
+            """
+            def train(backbone, head, loader, validation, optimizer, epochs):
+                backbone.eval()
+                for epoch in range(epochs):
+                    head.train()
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        with torch.no_grad():
+                            features = backbone(x)
+                        F.cross_entropy(head(features), y).backward()
+                        optimizer.step()
+                    head.eval()
+                    with torch.no_grad():
+                        print(sum(F.cross_entropy(head(backbone(x)), y) for x, y in validation))
+            """,
+        ),
+        Good(
+            "an attack in eval mode, then training",
+            """
+            def train(model, loader, optimizer, attack):
+                for x, y in loader:
+                    model.eval()
+                    delta = attack(model, x, y)
+                    model.train()
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x + delta), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "a model that is the same in both modes",
+            """
+            import torch
+            from torch import nn
+
+            class Linear(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.layer = nn.Linear(8, 2)
+
+                def forward(self, x):
+                    return self.layer(x)
+
+            def train(loader, validation, epochs):
+                model = Linear()
+                optimizer = torch.optim.Adam(model.parameters())
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        nn.functional.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    model.eval()
+                    with torch.no_grad():
+                        print(sum(nn.functional.cross_entropy(model(x), y) for x, y in validation))
+            """,
+        ),
+        Good(
+            "the evaluation comes after all training",
+            """
+            def run(model, loader, test, optimizer, epochs):
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                model.eval()
+                with torch.no_grad():
+                    print(sum(F.cross_entropy(model(x), y).item() for x, y in test))
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Follow the mode around each loop that holds training and an evaluation."""
+        for training in file.loops:
+            if training.loop is None or training.is_handed:
+                continue
+            for forward in trained_forwards(training):
+                if depends_on_mode(forward.callee) is False:
+                    continue
+                found = _left_in_eval(training, forward)
+                if found is not None:
+                    yield self._report(*found, forward)
+
+    def _report(self, switch: Call, loop: Loop, forward: Call) -> Finding:
+        name = switch.receiver_text
+        return self.finding(
+            switch.place,
+            f"`{name}` stays in eval mode after this: nothing in the loop `{loop.header}` "
+            f"(line {loop.line}) switches back before `{forward.text}` (line {forward.line}) is "
+            "trained again",
+            f"switch back after the evaluation: `{name}.train()`",
+        )
+
+
+def _left_in_eval(training: TrainingLoop, forward: Call) -> tuple[Call, Loop] | None:
+    """The switch to eval mode that the next turn of some loop still trains in, with that loop."""
+    for depth in range(len(training.context), 0, -1):
+        loop = training.context[depth - 1]
+        if not isinstance(loop, Loop):
+            continue
+        turn = [e for e in training.trace.inside(training.context[:depth]) if isinstance(e, Call)]
+        if any(_may_restore(call, forward) for call in turn):
+            return None
+        last = _last_evaluation(turn, forward, training)
+        if last is not None:
+            return last, loop
+    return None
+
+
+def _may_restore(call: Call, forward: Call) -> bool:
+    """Whether the call may put the model into train mode, or is out of sight and given it."""
+    state = switch_of(call)
+    if state is False:
+        return False
+    if may_switch(call):
+        return True
+    return may_switch_out_of_sight(call, forward.callee)
+
+
+def _last_evaluation(turn: list[Call], forward: Call, training: TrainingLoop) -> Call | None:
+    """The last switch of the model to eval mode in a turn, if an evaluation follows it."""
+    trained = trained_forwards(training)
+    switches = [
+        call
+        for call in turn
+        if switch_of(call) is False
+        and call.receiver is not None
+        and same(call.receiver, forward.callee)
+        and not call.starred
+    ]
+    for switch in reversed(switches):
+        evaluates = any(
+            is_forward(call)
+            and same(call.callee, forward.callee)
+            and call.index > switch.index
+            and not any(call is other for other in trained)
+            and _comes_between(switch, call, forward)
+            for call in turn
+        )
+        if evaluates:
+            return switch
+    return None
+
+
+def _comes_between(switch: Call, evaluation: Call, forward: Call) -> bool:
+    """Whether the evaluation comes before the next trained forward of the turn, if there is one."""
+    return not switch.index < forward.index < evaluation.index
