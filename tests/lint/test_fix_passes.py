@@ -150,6 +150,18 @@ def test_one_fix_that_cannot_be_made_does_not_stop_the_others() -> None:
     assert [finding.message for finding in result.given_up] == ["`stuck` is wrong"]
 
 
+def test_fixes_that_are_right_alone_and_wrong_together_are_made_one_after_the_other() -> None:
+    """The second one to empty a block has to leave a `pass`."""
+
+    def lint(document: Document) -> list[Finding]:
+        return found(document, r"\bdrop\(\)", lambda place: Edit("delete", place))
+
+    before = "if a:\n    drop()\n    # and\n\n    drop()\nb()\n"
+    result = fix_document(script(before), lint, unsafe=False)
+    assert result.text == "if a:\n    # and\n\n    pass\nb()\n"
+    assert len(result.fixed) == 2
+
+
 def test_a_fix_whose_edits_do_not_fit_the_code_is_given_up() -> None:
     """A place that a rule names in another file, too."""
 

@@ -13,7 +13,8 @@ from pytest_trainloop.lint.document import (
     document_from_bytes,
     split_lines,
 )
-from pytest_trainloop.lint.fix.parsed import Parsed
+from pytest_trainloop.lint.fix.expected import expected_tree, same_tree
+from pytest_trainloop.lint.fix.parsed import Parsed, parse
 from pytest_trainloop.lint.fix.proven import splices_of
 from pytest_trainloop.lint.fix.splices import CannotFixError, Splice, overlap, spliced
 
@@ -74,13 +75,12 @@ def fix_document(document: Document, lint: Lint, *, unsafe: bool) -> FixResult:
         batch = work.next_batch()
         if not batch:
             break
-        if work.accepts(batch):
-            continue
-        for single in batch:
-            if len(batch) > 1 and work.accepts([single]):
-                # The places of the others may have moved: they are found anew.
+        while not work.accepts(batch):
+            if len(batch) == 1:
+                work.give_up(batch[0].finding, batch[0].fix)
                 break
-            work.give_up(single.finding, single.fix)
+            # One of them is in the way; the others come up again in the next pass.
+            batch = batch[: len(batch) // 2]
     return FixResult(work.document, tuple(work.fixed), tuple(work.given_up.values()))
 
 
@@ -127,8 +127,10 @@ class _Work:
         """Make the fixes, unless the program is then not better than before."""
         text = spliced(self.document.text, [s for planned in batch for s in planned.splices])
         try:
+            if len(batch) > 1 and not self._agrees(batch, text):
+                return False
             after = document_from_bytes(self.document.path, self.document.encode(text))
-        except (ValueError, UnreadableError):
+        except (CannotFixError, ValueError, UnreadableError):
             return False
         findings = list(self.lint(after))
         fixed = [planned.finding for planned in batch]
@@ -137,6 +139,14 @@ class _Work:
         self.document, self.findings = after, findings
         self.fixed += fixed
         return True
+
+    def _agrees(self, batch: list[_Planned], text: str) -> bool:
+        """Whether the fixes, each right by itself, are right together.
+
+        Two that each take one of the two statements of a block would leave it empty.
+        """
+        edits = [edit for planned in batch for edit in planned.fix.edits]
+        return same_tree(parse(text), expected_tree(self.document.text, edits))
 
     def give_up(self, finding: Fixable, fix: Fix) -> None:
         """Leave a finding as it is, in this pass and the next ones."""
