@@ -101,7 +101,7 @@ class DiscardedResult(Rule):
                 for x, y in loader:
                     optimizer.zero_grad()
                     hidden = torch.tanh(hidden)
-                    hidden = hidden.detach()  # error
+                    hidden = hidden.detach()
                     F.mse_loss(model(x, hidden), y).backward()
                     optimizer.step()
             """,
