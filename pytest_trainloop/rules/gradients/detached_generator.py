@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
@@ -19,9 +20,12 @@ from pytest_trainloop.source.facts import (
     is_output_of,
     layers,
     made_by,
+    maker,
     same,
     trains,
 )
+
+_LOSS = re.compile(r"loss|criterion|cross_entropy", re.IGNORECASE)
 
 
 class DetachedGenerator(Rule):
@@ -126,6 +130,21 @@ class DetachedGenerator(Rule):
                 def train(self, batches):
                     for z in batches:
                         self.update_generator(z)
+            """,
+        ),
+        Bad(
+            "the discriminator's answer is detached, beside a reconstruction term",
+            """
+            def train(net_g, net_d, loader):
+                bce = nn.BCELoss()
+                optimizer_g = torch.optim.Adam(net_g.parameters())
+                for image, target in loader:
+                    fake = net_g(image)
+                    answer = net_d(fake).detach()  # error
+                    loss = F.l1_loss(fake, target) + bce(answer, torch.ones(len(image)))
+                    optimizer_g.zero_grad()
+                    loss.backward()
+                    optimizer_g.step()
             """,
         ),
         Bad(
@@ -283,8 +302,9 @@ def _cuts_before_judge(loss: Value, optimizer: Value) -> Iterator[Result]:
             continue
         if gradients(cut.call.context) is not True:
             continue
+        is_lost = not trains_itself or _is_whole_term(cut, graph.reached, optimizer)
         if _goes_into_judge(cut, graph.reached, optimizer) or (
-            not trains_itself and _comes_from_judge(cut, optimizer)
+            is_lost and _comes_from_judge(cut, optimizer)
         ):
             yield cut
 
@@ -298,6 +318,23 @@ def _goes_into_judge(cut: Result, reached: tuple[Value, ...], optimizer: Value) 
         _is_other_network(call, optimizer) and any(same(cut, arg) for arg in call.args)
         for value in reached
         for call in made_by(value)
+    )
+
+
+def _is_whole_term(cut: Result, reached: tuple[Value, ...], optimizer: Value) -> bool:
+    """Whether a loss function compares the cut value with nothing that the network computed."""
+    terms = [
+        call
+        for value in reached
+        for call in made_by(value)
+        if _LOSS.search(call.qualified or maker(call.callee) or call.name)
+        and any(same(cut, arg) for arg in call.args)
+    ]
+    return bool(terms) and not any(
+        is_output_of(value, optimizer)
+        for call in terms
+        for arg in call.args
+        for value in graph_of(arg).reached
     )
 
 
