@@ -65,13 +65,7 @@ class Accumulation:
     @property
     def is_managed(self) -> bool:
         """Whether Accelerate's `accumulate` decides when the optimizer's methods do something."""
-        return any(
-            isinstance(option, Result) and option.call.method == "accumulate"
-            for frame in self.backward.call.context
-            if isinstance(frame, With)
-            for manager in frame.managers
-            for option in options(manager)
-        )
+        return is_managed(self.backward.call)
 
     @property
     def is_reset_by_step(self) -> bool:
@@ -95,6 +89,17 @@ class Accumulation:
         """Whether every micro-batch comes by the event, whether or not it is the last one."""
         around = self.micro_batches or self.loop.loop
         return around in event.context and not _counts(self.loop, event, self.backward.call)
+
+
+def is_managed(event: Event) -> bool:
+    """Whether the event stands under Accelerate's `accumulate`."""
+    return any(
+        isinstance(option, Result) and option.call.method == "accumulate"
+        for frame in event.context
+        if isinstance(frame, With)
+        for manager in frame.managers
+        for option in options(manager)
+    )
 
 
 def accumulations(loop: TrainingLoop) -> Iterator[Accumulation]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from pytest_trainloop.source.accumulation import Accumulation, accumulations, is_counting
+from pytest_trainloop.source.accumulation import Accumulation, accumulations, is_counting, is_managed
 from pytest_trainloop.source.activations import Activation, activations, layers_of
 from pytest_trainloop.source.attachment import attached, is_forward
 from pytest_trainloop.source.checkpoints import (
@@ -80,6 +80,7 @@ from pytest_trainloop.source.roles import (
     members_of,
     same,
 )
+from pytest_trainloop.source.stateful import has_state
 from pytest_trainloop.source.switches import (
     depends_on_mode,
     may_switch,
@@ -262,6 +263,7 @@ __all__ = [
     "gradients",
     "graph_of",
     "has_more_arguments",
+    "has_state",
     "identity",
     "is_accelerator",
     "is_backward",
@@ -276,6 +278,7 @@ __all__ = [
     "is_known_harmless",
     "is_lightning_module",
     "is_loaded",
+    "is_managed",
     "is_measuring",
     "is_model",
     "is_optimizer",

@@ -10,11 +10,14 @@ from pytest_trainloop.source.facts import (
     Call,
     FileFacts,
     Inside,
+    TrainingLoop,
     accumulations,
     at_surface,
     cleared,
     comes_along,
     has_more_arguments,
+    is_managed,
+    is_model,
     is_optimizer,
     is_out_of_order,
     may_use_gradients,
@@ -41,6 +44,7 @@ class ZeroGradEveryMicroBatch(Rule):
     sources = (
         "https://github.com/bytetriper/RAE/issues/67",
         "https://github.com/bytetriper/RAE/pull/78",
+        "https://github.com/tatsu-lab/alpaca_farm/pull/58",
         "https://github.com/gaozhihan/PreDiff/pull/33",
         "https://github.com/ultralytics/ultralytics/issues/11217",
         "https://github.com/pytorch/torchtitan/pull/3575",
@@ -126,6 +130,21 @@ class ZeroGradEveryMicroBatch(Rule):
                     optimizer.step()
             """,
         ),
+        Bad(
+            "the model clears under Accelerate's `accumulate`",
+            """
+            from accelerate import Accelerator
+
+            accelerator = Accelerator(gradient_accumulation_steps=4)
+
+            def train(model, loader, optimizer):
+                for batch in loader:
+                    with accelerator.accumulate(model):
+                        accelerator.backward(model(**batch).loss)
+                        optimizer.step()
+                        model.zero_grad()  # error
+            """,
+        ),
         Good(
             "Accelerate's `accumulate` makes the clearing a no-op until it steps",
             """
@@ -201,10 +220,25 @@ class ZeroGradEveryMicroBatch(Rule):
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for a clearing that each micro-batch of an accumulation comes by."""
         for loop in file.loops:
+            yield from self._by_the_model(loop)
             for accumulation in accumulations(loop):
                 clearing = _clearing_every_time(accumulation)
                 if clearing is not None:
                     yield self._report(accumulation, clearing)
+
+    def _by_the_model(self, loop: TrainingLoop) -> Iterator[Finding]:
+        """Accelerate holds back the optimizer's clearing between updates, not the model's."""
+        for event in loop.clearings:
+            target = cleared(event)
+            if target is None or not isinstance(event, Call) or is_optimizer(target):
+                continue
+            if is_model(target) and is_managed(event) and not loop.guards(event):
+                yield self.finding(
+                    event.place,
+                    f"`{event.text}` throws away the gradients of the micro-batches before: under "
+                    "`accumulate`, only the optimizer's own `zero_grad()` waits for the update",
+                    "call `zero_grad()` of the prepared optimizer",
+                )
 
     def _report(self, accumulation: Accumulation, clearing: Call) -> Finding:
         step = accumulation.step.call
