@@ -1,0 +1,557 @@
+"""The rule `scheduler-wrong-cadence`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.source.facts import (
+    Branch,
+    Call,
+    Collection,
+    Constant,
+    Context,
+    FileFacts,
+    Inside,
+    Instance,
+    Loop,
+    Operation,
+    Result,
+    TrainingLoop,
+    Value,
+    constant,
+    is_out_of_order,
+    is_scheduler_step,
+    loops_of,
+    options,
+    origins,
+    same,
+)
+
+
+class SchedulerWrongCadence(Rule):
+    """A schedule that counts epochs moves at every batch, or one that counts batches every epoch.
+
+    Symptom: the learning rate reaches its floor within the first epoch and the loss stops
+    falling there; a cosine goes up and down many times; or a warm-up never ends.
+
+    Why: a scheduler counts its own `step()` calls. `MultiStepLR(optimizer, [60, 120])`
+    means the 60th and 120th call, whatever they are. If it was made with numbers of epochs it
+    has to be called once an epoch, and if with numbers of batches, once a batch.
+
+    What torch does: nothing, except that `OneCycleLR` raises when it is stepped more often than
+    it was told. Past its `T_max`, `CosineAnnealingLR` goes up again.
+
+    Limits: a schedule is taken to count epochs only where its numbers are made from the number
+    of epochs of the loop, or where they are written down and below it; it is taken to count
+    batches only where they are made from the length of what the batch loop runs over.
+    """
+
+    since = "0.1"
+    triggers = ("step", "LR|WarmRestarts|schedule", "backward")
+    sources = (
+        "https://pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate",
+        "https://github.com/ivadomed/ivadomed/issues/55",
+        "https://github.com/automl/Auto-PyTorch/issues/210",
+        "https://github.com/aimagelab/meshed-memory-transformer/issues/71",
+        "https://github.com/amoudgl/pygoturn/issues/16",
+        "https://github.com/pytorch/tutorials/issues/640",
+        "https://github.com/nodefluxio/vortex/issues/58",
+    )
+    examples = (
+        Bad(
+            "milestones in epochs, stepped at every batch",
+            """
+            def train(model, loader, optimizer):
+                scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 120])
+                for epoch in range(200):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step()  # error
+            """,
+            fixed="""
+            def train(model, loader, optimizer):
+                scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 120])
+                for epoch in range(200):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    scheduler.step()  # error
+            """,
+        ),
+        Good(
+            "milestones in epochs, stepped every epoch",
+            """
+            def train(model, loader, optimizer):
+                scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [60, 120])
+                for epoch in range(200):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    scheduler.step()
+            """,
+        ),
+        Bad(
+            "a cosine over the epochs, stepped at every batch by a helper",
+            """
+            from torch.optim.lr_scheduler import CosineAnnealingLR
+            import torch.nn.functional as F
+
+            def train_one_epoch(model, loader, optimizer, scheduler):
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    scheduler.step()  # error
+
+            def main(model, loader, optimizer, args):
+                scheduler = CosineAnnealingLR(optimizer, T_max=args.epochs)
+                for epoch in range(args.epochs):
+                    train_one_epoch(model, loader, optimizer, scheduler)
+            """,
+        ),
+        Bad(
+            "one cycle over all batches, stepped every epoch",
+            """
+            def train(model, loader, optimizer, epochs):
+                scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                    optimizer, max_lr=0.1, epochs=epochs, steps_per_epoch=len(loader)
+                )
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    scheduler.step()  # error
+            """,
+            fixed="""
+            def train(model, loader, optimizer, epochs):
+                scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                    optimizer, max_lr=0.1, epochs=epochs, steps_per_epoch=len(loader)
+                )
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step()  # error
+            """,
+        ),
+        Bad(
+            "a warm-up over the batches, stepped every epoch",
+            """
+            from transformers import get_linear_schedule_with_warmup
+
+            def train(model, loader, optimizer, args):
+                total = len(loader) * args.epochs
+                scheduler = get_linear_schedule_with_warmup(optimizer, int(0.1 * total), total)
+                for epoch in range(args.epochs):
+                    for batch in loader:
+                        optimizer.zero_grad()
+                        model(**batch).loss.backward()
+                        optimizer.step()
+                    scheduler.step()  # error
+            """,
+        ),
+        Bad(
+            "stepped at every batch and once more every epoch",
+            """
+            from torch.optim.lr_scheduler import LambdaLR
+            import torch.nn.functional as F
+
+            def train_epoch(model, loader, optimizer, scheduler):
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    scheduler.step()
+                scheduler.step()  # error
+
+            def main(model, loader, optimizer, warmup):
+                scheduler = LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / warmup))
+                for epoch in range(10):
+                    train_epoch(model, loader, optimizer, scheduler)
+            """,
+        ),
+        Good(
+            "milestones in batches",
+            """
+            def train(model, loader, optimizer):
+                scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30000, 60000])
+                for epoch in range(200):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step()
+            """,
+        ),
+        Good(
+            "a schedule of its own says what it counts",
+            """
+            def train(model, loader, optimizer, epochs):
+                scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.9999**i)
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step()
+            """,
+        ),
+        Good(
+            "a cosine over all batches, stepped at every batch",
+            """
+            def train(model, loader, optimizer, epochs):
+                scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+                    optimizer, T_max=epochs * len(loader)
+                )
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step()
+            """,
+        ),
+        Good(
+            "at the last batch of each epoch",
+            """
+            def train(model, loader, optimizer, epochs):
+                scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+                for epoch in range(epochs):
+                    for i, (x, y) in enumerate(loader):
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        if i == len(loader) - 1:
+                            scheduler.step()
+            """,
+        ),
+        Good(
+            "the whole data set in one batch, several runs",
+            """
+            def train(make_model, x, y, epochs):
+                for run in range(10):
+                    model = make_model()
+                    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+                    for epoch in range(epochs):
+                        optimizer.zero_grad()
+                        F.mse_loss(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step()
+            """,
+        ),
+        Good(
+            "a warm-up within the first epoch only",
+            """
+            def train(model, loader, optimizer, epochs):
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 30)
+                for epoch in range(epochs):
+                    warmup = None
+                    if epoch == 0:
+                        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.001, 1.0, 500)
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        if warmup is not None:
+                            warmup.step()
+                    scheduler.step()
+            """,
+        ),
+        Good(
+            "the place within the epoch is given",
+            """
+            def train(model, loader, optimizer, epochs):
+                scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, epochs)
+                for epoch in range(epochs):
+                    for i, (x, y) in enumerate(loader):
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step(epoch + i / len(loader))
+            """,
+        ),
+        Good(
+            "Lightning is told the interval",
+            """
+            import lightning as L
+            import torch
+
+            class Lit(L.LightningModule):
+                def training_step(self, batch, batch_idx):
+                    return self.net(batch).loss
+
+                def configure_optimizers(self):
+                    optimizer = torch.optim.Adam(self.parameters())
+                    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                        optimizer, 0.1, total_steps=self.trainer.estimated_stepping_batches
+                    )
+                    return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Compare what each scheduler was made to count with the loop that steps it."""
+        for loop in file.loops:
+            if loop.loop is None or not loops_of(loop.context)[:-1]:
+                continue
+            for call in loop.trace.calls:
+                if _is_plain_step(call) and not is_out_of_order(loop, call):
+                    yield from self._step(_Cadence(loop, loop.loop, call))
+
+    def _step(self, cadence: _Cadence) -> Iterator[Finding]:
+        made = _made(cadence.call.receiver)
+        if cadence.is_every_batch and made is not None:
+            counted = _epochs_counted(made, cadence.epochs)
+            if counted:
+                yield self._too_often(cadence, made, counted)
+        elif cadence.is_every_epoch:
+            counted = _batches_counted(made, cadence.batches) if made is not None else ""
+            if counted and made is not None:
+                yield self._too_seldom(cadence, made, counted)
+            else:
+                yield from self._both(cadence)
+
+    def _too_often(self, cadence: _Cadence, made: Call, counted: str) -> Finding:
+        return self.finding(
+            cadence.call.place,
+            f"`{cadence.call.text}` runs at every turn of `{cadence.batches.header}`, but "
+            f"`{made.method}` was made to count epochs: its {counted}",
+            f"move it out of the batch loop, to the end of `{cadence.epochs.header}`",
+            _moved_out(cadence),
+        )
+
+    def _too_seldom(self, cadence: _Cadence, made: Call, counted: str) -> Finding:
+        return self.finding(
+            cadence.call.place,
+            f"`{cadence.call.text}` runs once in each turn of `{cadence.epochs.header}`, but "
+            f"`{made.method}` was made to count batches: its {counted}",
+            f"move it into `{cadence.batches.header}`, right after the optimizer's step",
+            _moved_in(cadence),
+        )
+
+    def _both(self, cadence: _Cadence) -> Iterator[Finding]:
+        for other in cadence.training.scheduler_steps:
+            inner = _Cadence(cadence.training, cadence.batches, other)
+            if _is_plain_step(other) and inner.is_every_batch and _is_one(cadence.call, other):
+                yield self.finding(
+                    cadence.call.place,
+                    f"`{cadence.call.text}` moves the schedule once more in each turn of "
+                    f"`{cadence.epochs.header}`, though `{other.text}` moves it at every turn of "
+                    f"`{cadence.batches.header}`",
+                    "step the scheduler in one of the two loops only",
+                )
+                return
+
+
+@dataclass(frozen=True)
+class _Cadence:
+    """A scheduler's step, the loop over batches, and so the loop over epochs around that."""
+
+    training: TrainingLoop
+    batches: Loop
+    call: Call
+
+    @property
+    def epochs(self) -> Loop:
+        return loops_of(self.training.context)[-2]
+
+    @property
+    def is_every_batch(self) -> bool:
+        """Whether every turn of the batch loop comes by the step, once."""
+        loops = loops_of(self.call.context)
+        if not loops or loops[-1] is not self.batches or "epoch" in self.batches.header:
+            return False
+        return not self._conditions(self.batches)
+
+    @property
+    def is_every_epoch(self) -> bool:
+        """Whether every turn of the epoch loop comes by the step, once, outside the batch loop."""
+        loops = loops_of(self.call.context)
+        return bool(loops) and loops[-1] is self.epochs and not self._conditions(self.epochs)
+
+    def _conditions(self, loop: Loop) -> list[Branch]:
+        """The branches inside a loop that the step depends on, but for that on the scheduler."""
+        inner: Context = self.call.context[self.call.context.index(loop) :]
+        name = re.escape(self.call.receiver_text)
+        return [
+            frame
+            for frame in inner
+            if isinstance(frame, Branch)
+            and not re.fullmatch(rf"{name}( is not None| != None)?", frame.test_text)
+        ]
+
+
+def _is_plain_step(call: Call) -> bool:
+    return is_scheduler_step(call) and not call.args and not call.keywords
+
+
+def _is_one(call: Call, other: Call) -> bool:
+    """Whether two steps move one and the same scheduler, that counts its steps."""
+    if call.receiver is None or other.receiver is None or not same(call.receiver, other.receiver):
+        return False
+    return len(options(call.receiver)) == 1 and not isinstance(options(call.receiver)[0], Instance)
+
+
+def _made(scheduler: Value | None) -> Call | None:
+    """The call that made the scheduler: one of torch's or of transformers'."""
+    ways = options(scheduler) if scheduler is not None else ()
+    found = [way for way in ways if not _is_none(way)]
+    if len(found) != 1 or not isinstance(found[0], Result):
+        return None
+    call = found[0].call
+    known = call.qualified.startswith(("torch.optim.lr_scheduler.", "transformers."))
+    return call if known and not call.starred else None
+
+
+def _is_none(value: Value) -> bool:
+    return isinstance(value, Constant) and value.value is None
+
+
+#: What a scheduler counts, by position after the optimizer and by keyword.
+_COUNTS = {
+    "StepLR": (1, "step_size"),
+    "MultiStepLR": (1, "milestones"),
+    "CosineAnnealingLR": (1, "T_max"),
+    "LinearLR": (3, "total_iters"),
+    "PolynomialLR": (1, "total_iters"),
+    "OneCycleLR": (2, "total_steps"),
+    "get_linear_schedule_with_warmup": (2, "num_training_steps"),
+    "get_cosine_schedule_with_warmup": (2, "num_training_steps"),
+    "get_polynomial_decay_schedule_with_warmup": (2, "num_training_steps"),
+}
+
+
+def _count(made: Call) -> tuple[str, Value] | None:
+    position, keyword = _COUNTS.get(made.method, (None, ""))
+    given = made.argument(position, keyword) if keyword else None
+    return (keyword, given) if given is not None else None
+
+
+def _epochs_counted(made: Call, epochs: Loop) -> str:
+    """How a scheduler's count shows that it means epochs; empty if it does not show it."""
+    count = _count(made)
+    bound = _bound(epochs)
+    if count is None or bound is None:
+        return ""
+    keyword, given = count
+    text = made.argument_text(*_COUNTS[made.method])
+    leaves = _leaves(given)
+    names = [leaf for leaf in leaves if not isinstance(leaf, Constant)]
+    bounds = [leaf for leaf in _leaves(bound) if not isinstance(leaf, Constant)]
+    if names:
+        is_bound = len(bounds) == 1 and all(same(leaf, bounds[0]) for leaf in names)
+        return f"`{keyword}` is `{text}`, made from the number of epochs" if is_bound else ""
+    most = constant(bound)
+    numbers = [constant(leaf) for leaf in leaves]
+    if not isinstance(most, int) or not isinstance(given, Constant | Collection):
+        return ""
+    if not all(isinstance(number, int) and 1 < number <= most for number in numbers):
+        return ""
+    # A number written down may well mean batches where a loop has few of them.
+    return f"`{keyword}` of `{text}` lies within the {most} epochs" if numbers and most > 1 else ""
+
+
+def _bound(loop: Loop) -> Value | None:
+    """The end of `for epoch in range(...)`; None for any other loop."""
+    for value in origins(loop.source, 20):
+        if isinstance(value, Result) and value.call.method in ("range", "trange"):
+            if "epoch" not in loop.header and "ep " not in loop.header:
+                return None
+            args = value.call.args
+            return args[1] if len(args) > 1 else args[0] if args else None
+    return None
+
+
+def _leaves(value: Value) -> list[Value]:
+    """What a number is computed from, through arithmetic, rounding and lists."""
+    if isinstance(value, Operation):
+        return [leaf for operand in value.operands for leaf in _leaves(operand)]
+    if isinstance(value, Collection) and value.kind in ("list", "tuple"):
+        return [leaf for item in value.items for leaf in _leaves(item)]
+    if isinstance(value, Result) and value.call.qualified in _ROUNDING:
+        return [leaf for arg in value.call.args for leaf in _leaves(arg)]
+    return [value]
+
+
+_ROUNDING = frozenset({"builtins.int", "builtins.round", "math.ceil", "math.floor"})
+
+
+def _batches_counted(made: Call, batches: Loop) -> str:
+    """How a scheduler's count shows that it means batches; empty if it does not show it."""
+    per_epoch = made.keywords.get("steps_per_epoch")
+    if made.method == "OneCycleLR" and per_epoch is not None:
+        text = made.argument_text(None, "steps_per_epoch")
+        return f"`steps_per_epoch` is `{text}`" if _is_length(per_epoch, batches) else ""
+    count = _count(made)
+    if count is None or not _multiplies_length(count[1], batches):
+        return ""
+    return f"`{count[0]}` is a number of epochs times `{_length_text(count[1], batches)}`"
+
+
+def _multiplies_length(value: Value, batches: Loop) -> bool:
+    """Whether a number is a product with the number of batches, and nowhere divided by it."""
+    if isinstance(value, Result) and value.call.qualified in _ROUNDING and value.call.args:
+        return _multiplies_length(value.call.args[0], batches)
+    if not isinstance(value, Operation):
+        return False
+    if value.operator == "*":
+        return any(
+            _is_length(operand, batches) or _multiplies_length(operand, batches)
+            for operand in value.operands
+        )
+    if value.operator in ("+", "-"):
+        return any(_multiplies_length(operand, batches) for operand in value.operands)
+    return False
+
+
+def _is_length(value: Value, batches: Loop) -> bool:
+    """Whether a number is the length of what the batch loop runs over."""
+    if not isinstance(value, Result) or value.call.qualified != "builtins.len":
+        return False
+    return any(same(value.call.args[0], source) for source in origins(batches.source, 30))
+
+
+def _length_text(value: Value, batches: Loop) -> str:
+    for part in origins(value, 40):
+        if isinstance(part, Result) and _is_length(part, batches):
+            return part.call.text
+    return "the number of batches"
+
+
+def _functions(context: Context) -> list[Inside]:
+    return [frame for frame in context if isinstance(frame, Inside)]
+
+
+def _moved_out(cadence: _Cadence) -> Fix | None:
+    """The fix that steps the scheduler right after the batch loop, in the same function."""
+    call, context = cadence.call, cadence.training.context
+    if call.context[-1] is not cadence.batches or not call.discarded:
+        return None
+    outside = context[: context.index(cadence.epochs)]
+    if _functions(call.context) != _functions(outside):
+        return None
+    return Fix((Edit("move-after", call.place, to=cadence.batches.place),), safe=False)
+
+
+def _moved_in(cadence: _Cadence) -> Fix | None:
+    """The fix that steps the scheduler right after the optimizer, where that is unconditional."""
+    steps = [step.call for step in cadence.training.steps]
+    call = cadence.call
+    if len(steps) != 1 or steps[0].context[-1] is not cadence.batches or not steps[0].discarded:
+        return None
+    if call.context[-1] is not cadence.epochs:
+        return None
+    if _functions(call.context) != _functions(steps[0].context):
+        return None
+    return Fix((Edit("move-after", call.place, to=steps[0].place),), safe=False)
