@@ -129,6 +129,7 @@ class SchedulerWrongCadence(Rule):
                         F.cross_entropy(model(x), y).backward()
                         optimizer.step()
                     scheduler.step()  # error
+                return model
             """,
             fixed="""
             def train(model, loader, optimizer, epochs):
@@ -141,6 +142,7 @@ class SchedulerWrongCadence(Rule):
                         F.cross_entropy(model(x), y).backward()
                         optimizer.step()
                         scheduler.step()  # error
+                return model
             """,
         ),
         Bad(
