@@ -10,7 +10,7 @@ from pytest_trainloop.checks._cause import nothing_learns, nothing_ran, title
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
-from pytest_trainloop.runtime.drive import FreezeBatch, StopAfter, Stopped
+from pytest_trainloop.runtime.drive import FreezeBatch, FreezeChance, StopAfter, Stopped
 from pytest_trainloop.runtime.trend import FEWEST, Trend, has_reached, sparkline, target, trend_of
 
 if TYPE_CHECKING:
@@ -39,14 +39,19 @@ _LOOP = """
 """
 
 
+#: Fewer steps than this may fall, but that they do not fall is no one's fault yet.
+_FEWEST_TO_BLAME = 10
+
+
 @dataclass(frozen=True, kw_only=True)
 class Overfits(Check):
     """The loss falls on one frozen batch of the loop's own data.
 
     A loop that cannot learn a single batch by heart cannot learn anything. The body of the
     test calls the training loop as it is; each data loader then delivers its first batch over
-    and over, the run is stopped as soon as the loss has fallen by `fall`, at the latest after
-    `steps` training steps, and the losses are judged by their trend.
+    and over, and every step draws the same random numbers (dropout, noise, sampled data). The
+    run is stopped as soon as the loss has fallen by `fall`, at the latest after `steps` training
+    steps, and the losses are judged by their trend.
 
     Options:
         steps: training steps after which the run is stopped.
@@ -121,7 +126,7 @@ class Overfits(Check):
         """Run the body once, on frozen data."""
         freeze = FreezeBatch()
         stop = _StopOnceFallen(self)
-        run = body.run(freeze, stop)
+        run = body.run(freeze, FreezeChance(), stop)
         cause = nothing_ran(run)
         if cause is not None:
             raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
@@ -159,10 +164,10 @@ class Overfits(Check):
         if len(series) == 1 or all_fall or Trend.NOT_FINITE in trends.values():
             return series
         if nothing_learns(run) is None:
-            several = " and ".join(title(run.optimizers[i]) for i in series)
+            several = " and ".join(f"`{names[i]}`" for i in series)
             raise CannotJudgeError(
-                f"{several} are trained on losses of their own, and not all fall",
-                *(f"{names[i]}: {describe(losses)}" for i, losses in series.items()),
+                f"{several} are trained on losses of their own, which do not all fall",
+                *(f"{title(run.optimizers[i])}: {describe(ls)}" for i, ls in series.items()),
                 advice="losses that pull against each other need not fall; name the one to"
                 f' judge: @overfits(optimizer="{names[next(iter(series))]}")',
             )
@@ -210,11 +215,12 @@ def _refuse(
         raise PromiseBrokenError(
             cause.message, describe(losses), *cause.evidence, advice=cause.advice
         )
-    if trend is Trend.TOO_SHORT:
+    if len(losses) < (FEWEST if trend is Trend.RISING else _FEWEST_TO_BLAME):
         raise CannotJudgeError(
             f"{len(losses)} training step{'s' if len(losses) > 1 else ''} show no trend",
             describe(losses),
-            advice=f"let the loop make at least {FEWEST} steps: more epochs, or more batches",
+            advice=f"let the loop make at least {_FEWEST_TO_BLAME} steps: more epochs, or more"
+            " batches",
         )
     data = "one frozen batch" if frozen else "the data the test gave it"
     if trend is Trend.SETTLED:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_trainloop.runtime.observe import Listener
+from pytest_trainloop.runtime.seed import put_states, take_states
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -43,26 +44,51 @@ class StopAfter(Listener):
 class FreezeBatch(Listener):
     """Let each data loader deliver its first batch over and over.
 
-    Loaders are told apart by their dataset, so that one that is built anew for every epoch
-    keeps its batch. The loader goes on underneath: epochs keep their length, and workers,
-    samplers and random numbers do what they would have done.
+    A loader that is built anew for every epoch keeps its batch. The loader goes on underneath:
+    epochs keep their length, and workers and samplers do what they would have done.
     """
 
     def __init__(self) -> None:
-        self._frozen: dict[int, tuple[Any, Any]] = {}
+        self._frozen: dict[int, Any] = {}
 
-    def deliver(self, iterator: Any, batch: Any) -> Any:
+    def deliver(self, loader: int, batch: Any) -> Any:
         """Return a copy of the first batch: the loop may change what it is given."""
-        dataset = iterator._dataset
-        if id(dataset) not in self._frozen:
-            self._frozen[id(dataset)] = (dataset, copy.deepcopy(batch))
+        if loader not in self._frozen:
+            self._frozen[loader] = copy.deepcopy(batch)
             return batch
-        return copy.deepcopy(self._frozen[id(dataset)][1])
+        return copy.deepcopy(self._frozen[loader])
 
     @property
     def used(self) -> bool:
         """Whether the run took its data from a data loader."""
         return bool(self._frozen)
+
+
+class FreezeChance(Listener):
+    """Let every step draw the same random numbers: dropout masks, noise, sampled batches.
+
+    The global generators go back to where they were at the first batch, or after the first
+    step of a loop without a data loader, whenever a batch is delivered or a step is made. What
+    is left of the losses' ups and downs is the loop's own doing.
+    """
+
+    def __init__(self) -> None:
+        self._states: dict[str, Any] | None = None
+
+    def deliver(self, loader: int, batch: Any) -> Any:
+        """Go back before the batch is used: an epoch's beginning draws too."""
+        self._go_back()
+        return batch
+
+    def after_step(self, optimizer: Optimizer, step: Step) -> None:
+        """Go back before the next step."""
+        self._go_back()
+
+    def _go_back(self) -> None:
+        if self._states is None:
+            self._states = take_states()
+        else:
+            put_states(self._states)
 
 
 @dataclass

@@ -98,12 +98,12 @@ class TakeFingerprints(Listener):
         """Remember whom to ask for parameters."""
         self._observer = observer
 
-    def deliver(self, iterator: Any, batch: Any) -> Any:
+    def deliver(self, loader: int, batch: Any) -> Any:
         """Take the fingerprint of a batch."""
         self._batches.append(digest_of(batch))
         return batch
 
-    def epoch_ended(self, iterator: Any) -> None:
+    def epoch_ended(self, loader: int) -> None:
         """Note that a pass over the data is over."""
         self.prints.epoch_ends.append(self.prints.made)
 

@@ -39,11 +39,11 @@ class Listener:
     def end(self) -> None:
         """Act when the run has ended, while its models may still live."""
 
-    def deliver(self, iterator: Any, batch: Any) -> Any:
-        """Return what the data loader shall deliver instead of `batch`."""
+    def deliver(self, loader: int, batch: Any) -> Any:
+        """Return what a data loader (an index into `Run.loaders`) shall deliver for `batch`."""
         return batch
 
-    def epoch_ended(self, iterator: Any) -> None:
+    def epoch_ended(self, loader: int) -> None:
         """Act when a data loader has no more batches."""
 
     def before_backward(self, backward: Backward) -> None:

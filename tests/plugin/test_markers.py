@@ -169,12 +169,12 @@ def test_the_markers_are_listed_with_their_options(pytester: pytest.Pytester) ->
         [
             "@pytest.mark.tiny(*",
             (
-                "@pytest.mark.overfits(*, steps=100, fall=0.5, optimizer=None): The loss falls on one"
-                " frozen batch of the loop's own data."
+                "@pytest.mark.overfits(*, steps=100, fall=0.5, optimizer=None):"
+                " The loss falls on one frozen batch of the loop's own data."
             ),
             (
-                "@pytest.mark.resumes(*, after=None, steps=200): Preempted and started again, the run"
-                " is the same run."
+                "@pytest.mark.resumes(*, after=None, steps=200):"
+                " Preempted and started again, the run is the same run."
             ),
         ]
     )
@@ -212,7 +212,7 @@ def test_what_cannot_be_judged_is_counted_apart_and_does_not_pass(
             r"_+ test_it.py::test_it _+",
             r"overfits: cannot judge: 2 training steps show no trend",
             r"  loss .* in 2 steps  █▁",
-            r"  What to do: let the loop make at least 4 steps: more epochs, or more batches",
+            r"  What to do: let the loop make at least 10 steps: more epochs, or more batches",
             r"  To reproduce: pytest -p trainloop 'test_it.py::test_it'",
             r"=+ 1 cannot judge in .*s =+",
         ]
@@ -228,7 +228,7 @@ def test_an_error_of_the_loop_is_shown_without_frames_of_ours(pytester: pytest.P
     )
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
-    assert "RuntimeError: mat1 and mat2 shapes cannot be multiplied" in text
+    assert "shapes cannot be multiplied" in text
     assert "pytest_trainloop" not in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
@@ -23,8 +24,12 @@ def install(observer: Observer) -> None:
 
 @dataclass(slots=True)
 class _Known:
-    dataset: Any
     index: int
+    #: Weak where it can be: what the loop lets go of is told from what it iterates in turns.
+    dataset: Callable[[], Any]
+    kind: type
+    #: Where the user's code iterates it.
+    place: str
     #: The iterator of the pass that goes on, by identity, and what it has delivered.
     iterator: int = 0
     epoch: int = -1
@@ -34,8 +39,7 @@ class _Known:
 class _Batches:
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
-        #: By the identity of the dataset, which is kept.
-        self.known: dict[int, _Known] = {}
+        self.known: list[_Known] = []
 
     def replace_next(self, original: Callable[..., Any]) -> FunctionType:
         observer = self.observer
@@ -54,29 +58,57 @@ class _Batches:
             except StopIteration:
                 events.append(EpochEnd(known.index, known.epoch, known.delivered))
                 for listener in observer.listeners:
-                    listener.epoch_ended(iterator)
+                    listener.epoch_ended(known.index)
                 raise
             events.append(Batch(known.index, known.epoch, known.delivered, enabled))
             known.delivered += 1
             for listener in observer.listeners:
-                batch = listener.deliver(iterator, batch)
+                batch = listener.deliver(known.index, batch)
             return batch
 
         return cast("FunctionType", __next__)
 
     def loader_of(self, iterator: Any) -> _Known:
         dataset = iterator._dataset
-        known = self.known.get(id(dataset))
+        known = next((one for one in self.known if one.dataset() is dataset), None)
         if known is None:
-            self.observer.run.loaders.append(_describe(iterator))
-            known = _Known(dataset, len(self.observer.run.loaders) - 1)
-            self.known[id(dataset)] = known
+            known = self.built_anew(iterator) or self.first_seen(iterator)
         # `_num_yielded` starts again from 0 where an iterator is used for another pass.
         if known.iterator != id(iterator) or iterator._num_yielded == 0:
             known.iterator = id(iterator)
             known.epoch += 1
             known.delivered = 0
         return known
+
+    def built_anew(self, iterator: Any) -> _Known | None:
+        """The loader that `iterator` goes on with, where each epoch makes its own.
+
+        It is iterated at the same place, over a dataset of the same kind, and the dataset
+        before is gone.
+        """
+        place = self.observer.place()
+        for known in self.known:
+            if (known.place, known.kind) == (place, type(iterator._dataset)):
+                if known.dataset() is not None:
+                    continue
+                known.dataset = _weakly(iterator._dataset)
+                return known
+        return None
+
+    def first_seen(self, iterator: Any) -> _Known:
+        dataset, loaders = iterator._dataset, self.observer.run.loaders
+        loaders.append(_describe(iterator))
+        place = self.observer.place()
+        self.known.append(_Known(len(loaders) - 1, _weakly(dataset), type(dataset), place))
+        return self.known[-1]
+
+
+def _weakly(dataset: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(dataset)
+    except TypeError:
+        # Lists and tuples cannot be held weakly.
+        return lambda: dataset
 
 
 def _describe(iterator: Any) -> Loader:
