@@ -131,9 +131,9 @@ class _Command:
 
     def without_known(self, report: Report, settings: Settings) -> Report:
         """The report without the problems of the baseline, or after writing one."""
-        from pytest_trainloop.lint.baseline import BaselineError, baseline_text, read_baseline
-
         if self.options.write_baseline is not None:
+            from pytest_trainloop.lint.baseline import baseline_text
+
             path = self.options.write_baseline
             write_text(path, baseline_text(report.problems))
             self.terminal.say(
@@ -142,6 +142,8 @@ class _Command:
             return replace(report, problems=())
         if settings.baseline is None:
             return report
+        from pytest_trainloop.lint.baseline import BaselineError, read_baseline
+
         try:
             problems, gone = read_baseline(settings.baseline).split(report.problems)
         except BaselineError as error:
@@ -155,11 +157,12 @@ class _Command:
 
     def show(self, report: Report, name: str) -> None:
         from pytest_trainloop.lint.report import write_report
-        from pytest_trainloop.lint.report._statistics import statistics
 
         path = self.options.output_file
         is_for_people = name in _FOR_PEOPLE and not self.options.statistics
         if self.options.statistics:
+            from pytest_trainloop.lint.report._statistics import statistics
+
             text = statistics(report)
         else:
             color = path is None and is_for_people and self.terminal.wants_color

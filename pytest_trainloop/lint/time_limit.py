@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
 from types import TracebackType
@@ -56,6 +55,8 @@ class TimeLimit:
             self._watched = 0
 
     def _watch(self) -> None:
+        import ctypes
+
         seen = 0
         while True:
             time.sleep(min(_LOOK_S, self._seconds / 4))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.lint.report._terminal import printable
@@ -55,4 +54,7 @@ def in_file(problem: Problem, text: str) -> str:
 
 def posix(path: str) -> str:
     """The path with slashes, as reports that travel to other machines have it."""
+    # Late: it takes as long to load as a small run from the cache.
+    from pathlib import PurePath
+
     return PurePath(path).as_posix()
