@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.attachment import is_forward
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts
+from pytest_trainloop.source.modes import gradients
 from pytest_trainloop.source.values import (
     Class,
     Collection,
@@ -93,7 +94,11 @@ def trained_forwards(training: TrainingLoop) -> list[Call]:
     found: dict[int, Call] = {}
     for backward in training.backwards:
         for value in origins(backward.loss, limit=800) if backward.loss is not None else ():
-            if isinstance(value, Result | Returned) and is_forward(value.call):
+            if (
+                isinstance(value, Result | Returned)
+                and is_forward(value.call)
+                and gradients(value.call.context) is not False
+            ):
                 found.setdefault(id(value.call), value.call)
     return list(found.values())
 
