@@ -69,6 +69,8 @@ def of_instance(reader: Reader, instance: Instance, name: str) -> Value | None:
     """An attribute of an object of a class in sight; None if the class does not tell."""
     definition = instance.definition
     method = definition.method(name)
+    if method is None and name == "__call__" and definition.is_module:
+        return of_instance(reader, instance, "forward")
     if method is not None:
         bound = _function(method.owner or definition, name, instance)
         if "property" in method.decorator_names() and isinstance(bound, Function):

@@ -108,7 +108,7 @@ class NllWithoutLogSoftmax(Rule):
                 def run_epoch(self, batches, optimizer):
                     for x, y in batches:
                         optimizer.zero_grad()
-                        loss = self.loss_op(self(x), y)
+                        loss = self.loss_op(self.__call__(x), y)
                         loss.backward()
                         optimizer.step()
 
