@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 pytest_plugins = ["pytester"]
+
+settings.register_profile("busy", deadline=None)  # a busy machine is no bug
+settings.load_profile("busy")

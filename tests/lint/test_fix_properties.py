@@ -190,7 +190,6 @@ def test_every_statement_with_lines_of_its_own_can_be_deleted(
     assert comments(after) <= comments(text)
 
 
-@settings(deadline=None)  # the first fix of an expression imports libcst
 @given(programs(PLAIN), st.data())
 def test_code_can_be_appended_to_every_expression(text: str, data: st.DataObject) -> None:
     """With at most one pair of parentheses more, and without a change to anything else."""

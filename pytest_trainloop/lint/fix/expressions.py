@@ -125,23 +125,37 @@ def _joined(call: cst.Call, last: cst.Arg, new: cst.Arg) -> tuple[cst.Arg, cst.A
     """The last argument and the new one after it, laid out as the others of the call are."""
     import libcst as cst
 
-    space: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
-    if len(call.args) > 1 and isinstance(call.args[-2].comma, cst.Comma):
-        space = call.args[-2].comma.whitespace_after
-    elif isinstance(call.whitespace_before_args, cst.ParenthesizedWhitespace):
-        space = call.whitespace_before_args
-    if isinstance(last.comma, cst.Comma):
-        closing = last.comma.whitespace_after
-        comma = last.comma.with_changes(whitespace_after=_kept(closing, space))
-        return last.with_changes(comma=comma), new.with_changes(
-            comma=cst.Comma(whitespace_after=_bare(closing))
-        )
-    closing = last.whitespace_after_arg
-    comma = cst.Comma(whitespace_after=_kept(closing, space))
+    trailing = last.comma if isinstance(last.comma, cst.Comma) else None
+    closing = trailing.whitespace_after if trailing else last.whitespace_after_arg
+    comma = (trailing or cst.Comma()).with_changes(
+        whitespace_after=_kept(closing, _space_before_next(call, closing))
+    )
+    if trailing:
+        own = cst.Comma(whitespace_after=_bare(closing))
+        return last.with_changes(comma=comma), new.with_changes(comma=own)
+    nothing = cst.SimpleWhitespace("")
     return (
-        last.with_changes(comma=comma, whitespace_after_arg=cst.SimpleWhitespace("")),
+        last.with_changes(comma=comma, whitespace_after_arg=nothing),
         new.with_changes(whitespace_after_arg=_bare(closing)),
     )
+
+
+def _space_before_next(
+    call: cst.Call, closing: cst.BaseParenthesizableWhitespace
+) -> cst.BaseParenthesizableWhitespace:
+    """What would stand before one more argument: what stands before the last one."""
+    import libcst as cst
+
+    space: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
+    before = call.args[-2].comma if len(call.args) > 1 else None
+    if isinstance(before, cst.Comma):
+        space = before.whitespace_after
+    on_one_line = isinstance(space, cst.SimpleWhitespace)
+    # Behind a comment there is no way but a new line.
+    if on_one_line and (before is None or not _is_bare(closing)):
+        opening = call.whitespace_before_args
+        space = opening if isinstance(opening, cst.ParenthesizedWhitespace) else space
+    return space
 
 
 def _kept(
@@ -150,7 +164,7 @@ def _kept(
     """`space`, with the comments of `closing`, which are about what stands before them."""
     import libcst as cst
 
-    if not isinstance(closing, cst.ParenthesizedWhitespace) or _is_bare(closing):
+    if _is_bare(closing):
         return _bare(space)
     if isinstance(space, cst.ParenthesizedWhitespace):
         return closing.with_changes(indent=space.indent, last_line=space.last_line)
@@ -167,5 +181,9 @@ def _bare(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWh
     return space.with_changes(first_line=first, empty_lines=[])
 
 
-def _is_bare(space: cst.ParenthesizedWhitespace) -> bool:
+def _is_bare(space: cst.BaseParenthesizableWhitespace) -> bool:
+    import libcst as cst
+
+    if not isinstance(space, cst.ParenthesizedWhitespace):
+        return True
     return space.first_line.comment is None and not space.empty_lines

@@ -134,7 +134,5 @@ def _decorated(parsed: Parsed, edit: Edit) -> Splice:
     start = parsed.own_start(parsed.function_at(edit.place))
     line_start = parsed.line_start(start)
     indent = parsed.text[line_start:start]
-    if indent.strip():
-        raise CannotFixError("the function has no line of its own")
     decorator = "@" + edit.code.strip().removeprefix("@")
     return Splice(line_start, line_start, f"{indent}{decorator}{parsed.newline_at(start)}")

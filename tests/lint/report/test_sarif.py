@@ -190,6 +190,8 @@ def test_a_fix_that_cannot_be_shown_as_lines_of_the_file_is_left_out(path: str) 
     edit = Edit("append", Place("train.py", line, 1, line, 5), ".item()")
     assert replacements(document, Fix((edit,), safe=True)) == ()
     if document.notebook is None:
+        nowhere = replace(edit, kind="decorate", place=replace(edit.place, path=path))
+        assert replacements(document, Fix((nowhere,), safe=True)) == ()
         here = replace(edit, place=replace(edit.place, path=path))
         assert replacements(document, Fix((here,), safe=True)) == (
             Replacement(1, 5, 1, 5, ".item()"),
