@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from pytest_trainloop.lint.cache_index import Entry, Index, read_index, write_index
 from pytest_trainloop.lint.content import Contents
-from pytest_trainloop.lint.result import FileResult, from_row, to_row
+from pytest_trainloop.lint.result import FileResult, from_row, joint_digest, to_row
 from pytest_trainloop.source.tree import SourceTree, digest
 
 FOLDER = ".trainloop-lint-cache"
@@ -53,8 +53,10 @@ class Cache:
         entry = self._index.entries.get(path)
         if entry is None or content is None or entry.digest != content:
             return None
-        if entry.consulted and self._digest_of(entry.consulted) != entry.consulted_digest:
-            return None
+        if entry.consulted:
+            now = joint_digest(map(self._contents.digest, entry.consulted))
+            if now != entry.consulted_digest:
+                return None
         if entry.tree != self._tree:
             if not all(self._imports_are_same(file) for file in (path, *entry.consulted)):
                 return None
@@ -76,12 +78,11 @@ class Cache:
             self._index.entries.pop(result.path, None)
             return
         row = to_row(result)
-        consulted = tuple(path for path, _ in result.consulted.digests)
         self._index.entries[result.path] = Entry(
             result.digest,
             self._tree,
-            consulted,
-            _joint_digest(content for _, content in result.consulted.digests),
+            result.consulted.paths,
+            result.consulted.digest,
             row if any(row) else None,
         )
 
@@ -99,9 +100,6 @@ class Cache:
         index = Index(names, entries, self._contents.signatures(), self._index.imports)
         with suppress(OSError):
             write_index(self._path, index)
-
-    def _digest_of(self, paths: Iterable[str]) -> str:
-        return _joint_digest(self._contents.digest(path) for path in paths)
 
     def _imports_are_same(self, importer: str) -> bool:
         """Whether what a file imports is still found where it was."""
@@ -130,7 +128,3 @@ def cache_key(chosen: Iterable[str]) -> str:
                     status = os.stat(os.path.join(folder, name))
                     parts.append(f"{name} {status.st_size} {status.st_mtime_ns}")
     return digest("\n".join(parts).encode())
-
-
-def _joint_digest(digests: Iterable[str | None]) -> str:
-    return digest(" ".join(str(content) for content in digests).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from pytest_trainloop.lint.cache import Cache, cache_key
 from pytest_trainloop.lint.document import Document, UnreadableError, document_from_bytes
 from pytest_trainloop.lint.files import find_files
 from pytest_trainloop.lint.outcome import FileError, Problem, Report
+from pytest_trainloop.lint.result import Consulted
 from pytest_trainloop.lint.settle import Settling
 from pytest_trainloop.lint.time_limit import TIME_LIMIT_S
 
@@ -159,9 +160,10 @@ def _results(run: Run, files: list[str]) -> tuple[list[FileResult], list[str]]:
         rules = _rules(run.settings)
         selected = list(rules)
         for result in _lint_all(run, rules, files, missing):
-            results[result.path] = result
             if cache:
                 cache.put(result)
+            # What it rests on matters to the cache only, and is long.
+            results[result.path] = replace(result, consulted=Consulted())
             if run.progress:
                 run.progress(len(results), len(files))
     if cache:

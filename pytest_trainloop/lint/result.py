@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_trainloop.lint.suppression import Suppression
+from pytest_trainloop.source.tree import digest as digest_of
 
 if TYPE_CHECKING:
     from pytest_trainloop.lint.outcome import FileError
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 class Consulted:
     """What the findings of a file rest on besides its own text: other linted files."""
 
-    #: Each file that was looked into, with the digest of its content.
-    digests: tuple[tuple[str, str], ...] = ()
+    #: The files that were looked into, and the `joint_digest` of what they held.
+    paths: tuple[str, ...] = ()
+    digest: str = ""
     #: Each import that was looked up for the first time in the run: the module, the
     #: importing file, the linted file it means.
     imports: tuple[tuple[str, str, str | None], ...] = ()
@@ -40,6 +43,11 @@ class FileResult:
     def is_lasting(self) -> bool:
         """Whether the same content would give the same again: not after an error."""
         return bool(self.digest) and not self.errors
+
+
+def joint_digest(digests: Iterable[str | None]) -> str:
+    """One digest for many."""
+    return digest_of(" ".join(str(content) for content in digests).encode())
 
 
 def to_row(result: FileResult) -> list[Any]:

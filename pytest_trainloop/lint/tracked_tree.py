@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pytest_trainloop.lint.document import UnreadableError, document_from_bytes
-from pytest_trainloop.lint.result import Consulted
+from pytest_trainloop.lint.result import Consulted, joint_digest
 from pytest_trainloop.source.tree import SourceTree
 
 
@@ -32,8 +32,8 @@ class TrackedTree(SourceTree):
         """What was looked at since `forget`, but for one file: the one being linted."""
         imports = tuple(self._untold)
         self._untold = []
-        others = ((path, str(seen)) for path, seen in self.consulted.items() if path != without)
-        return Consulted(tuple(sorted(others)), imports)
+        paths = tuple(sorted(path for path in self.consulted if path != without))
+        return Consulted(paths, joint_digest(map(self.consulted.get, paths)), imports)
 
 
 def _utf8(path: str) -> bytes:
