@@ -72,11 +72,12 @@ class FileLinter:
             if MARKER in data:
                 comments = find_suppressions(document.text)
                 result = replace(result, suppressions=tuple(comments))
-            if not rules:
+            sought = {rule: offsets for rule in rules if (offsets := set(rule.seek(document.text)))}
+            if not sought:
                 _check_syntax(document)
                 return result
             with self._time_limit:
-                return self._lint(result, document, rules)
+                return self._lint(result, document, sought)
         except TimeLimitError:
             message = f"took longer than {self._time_limit_s:g} s; given up"
         except UnreadableError as error:
@@ -85,9 +86,11 @@ class FileLinter:
             message = "cannot be read: it is nested too deeply"
         return replace(result, errors=(FileError(path, message),))
 
-    def _lint(self, result: FileResult, document: Document, rules: list[Rule]) -> FileResult:
+    def _lint(
+        self, result: FileResult, document: Document, sought: dict[Rule, set[int]]
+    ) -> FileResult:
         self._tree.forget()
-        findings, errors = self._apply(document, rules)
+        findings, errors = self._apply(document, sought)
         return replace(
             result,
             findings=tuple(findings),
@@ -96,19 +99,20 @@ class FileLinter:
         )
 
     def _apply(
-        self, document: Document, rules: list[Rule]
+        self, document: Document, sought: dict[Rule, set[int]]
     ) -> tuple[list[Finding], list[FileError]]:
         path = document.path
+        focus = set().union(*sought.values())
         try:
             with _reading(document):
-                facts = read_source(document.text, path, self._tree, _focus(rules))
+                facts = read_source(document.text, path, self._tree, focus)
         except (UnreadableError, RecursionError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 -- a crash of ours must not end the run
             return [], [FileError(path, _crash("reading it", error))]
         findings: list[Finding] = []
         errors: list[FileError] = []
-        for rule in rules:
+        for rule in sought:
             try:
                 findings += rule.lint(facts)
             except (RecursionError, MemoryError):
@@ -116,11 +120,6 @@ class FileLinter:
             except Exception as error:  # noqa: BLE001 -- as above; the other rules still speak
                 errors.append(FileError(path, _crash(f"rule `{rule.name}`", error)))
         return findings, errors
-
-
-def _focus(rules: list[Rule]) -> frozenset[str]:
-    """The words around which a file is read: what each rule seeks first."""
-    return frozenset(word for rule in rules for word in rule.triggers[0].split("|"))
 
 
 def _check_syntax(document: Document) -> None:

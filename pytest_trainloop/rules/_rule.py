@@ -165,9 +165,8 @@ class Rule:
     #: False: only with `--select`, because it cannot be precise; the page says why.
     default: ClassVar[bool] = True
     #: Words of which each must stand in a file for `lint` to have anything to say about
-    #: it; `"a|b"` means either. A plain byte search, made before any parsing. The first are
-    #: the words that the rule turns on: functions that nobody calls are read only if they,
-    #: or what they call, hold one of them.
+    #: it; `"a|b"` means either. A plain byte search, made before any parsing; the first are
+    #: the words that the rule turns on (see `seek`).
     triggers: ClassVar[tuple[str, ...]] = ()
     #: First the bad and the good example for the page, then the edge cases.
     examples: ClassVar[tuple[Bad | Good, ...]]
@@ -194,6 +193,21 @@ class Rule:
     def watch(self, run: Run) -> Iterator[Observation]:
         """Yield an observation for each way in which `run` broke the rule."""
         return iter(())
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield where in a file the rule may have something to say, as offsets into its text.
+
+        A file without such a place is not parsed for the rule, and a function that nobody
+        calls is read only if it, or what it calls, holds one. As it stands: wherever one of
+        the first triggers stands. A rule that turns on common words looks closer.
+        """
+        for word in cls.triggers[0].split("|"):
+            at = text.find(word)
+            while at >= 0:
+                yield at
+                line_end = text.find("\n", at)
+                at = text.find(word, line_end) if line_end >= 0 else -1
 
     @classmethod
     def sees_source(cls) -> bool:

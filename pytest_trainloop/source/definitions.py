@@ -109,14 +109,17 @@ class SourceFile:
                 at = text.find(word, starts[line]) if line < len(starts) else -1
         return sorted(found)
 
+    def lines_at(self, offsets: Iterable[int]) -> list[int]:
+        """The lines that hold these offsets into the text, in order, counting from 1."""
+        return sorted({bisect_right(self._starts, offset) for offset in offsets})
+
     @cached_property
     def interesting(self) -> frozenset[FunctionFacts]:
         """The functions that a reader of training loops must follow."""
-        return self.reaching(INTERESTING)
+        return self.reaching(self.lines_with(INTERESTING))
 
-    def reaching(self, words: Iterable[str]) -> frozenset[FunctionFacts]:
-        """The functions that hold one of the words, or mention one that does, at any depth."""
-        hits = self.lines_with(words)
+    def reaching(self, hits: list[int]) -> frozenset[FunctionFacts]:
+        """The functions that hold one of the lines, or mention one that does, at any depth."""
         reached = {
             function
             for function in self.functions

@@ -13,6 +13,8 @@ from pytest_trainloop.source.reader import Reader
 from pytest_trainloop.source.values import Class, Function, options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_trainloop.source.events import Trace
     from pytest_trainloop.source.scopes import Scope
     from pytest_trainloop.source.tree import SourceTree
@@ -22,12 +24,12 @@ def read_source(
     text: str,
     path: str,
     tree: SourceTree | None = None,
-    words: frozenset[str] | None = None,
+    focus: Iterable[int] | None = None,
 ) -> FileFacts:
     """Read a file into facts.
 
     Functions that nobody in sight calls are read on their own if they, or what they call,
-    hold one of `words`; without `words`, if they hold any word of training.
+    hold one of the offsets `focus`; without it, if they hold any word of training.
 
     Raises:
         SyntaxError: the text is not Python.
@@ -38,17 +40,11 @@ def read_source(
     module = Reader(program, file, None)
     module.run(file.tree.body)
     traces = [module.trace]
-    wanted = _wanted(file, words)
+    wanted = file.interesting if focus is None else file.reaching(file.lines_at(focus))
     for function in _callers_first(wanted):
         if function not in program.read:  # the one before may have called it
             traces.append(_read_alone(program, function, module))  # noqa: PERF401 -- as above
     return FileFacts(file, tuple(traces))
-
-
-def _wanted(file: SourceFile, words: frozenset[str] | None) -> frozenset[FunctionFacts]:
-    if words is None:
-        return file.interesting
-    return file.reaching(words)
 
 
 def _callers_first(wanted: frozenset[FunctionFacts]) -> list[FunctionFacts]:
