@@ -1,0 +1,321 @@
+"""The rule `scheduler-never-stepped`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.source.facts import (
+    Call,
+    ClassFacts,
+    FileFacts,
+    Inside,
+    Result,
+    Store,
+    Trace,
+    TrainingLoop,
+    Value,
+    is_lightning_module,
+    is_scheduler_call,
+    options,
+    origins,
+    same,
+)
+
+
+class SchedulerNeverStepped(Rule):
+    """A learning-rate scheduler is made, and nothing ever steps it.
+
+    Symptom: the learning rate stays at its first value for the whole run. With a warm-up that
+    is a rate close to 0, and nothing is learned; with a decay the loss stays noisy at the end.
+
+    Why: a scheduler changes the learning rate only in its `step()`. In Lightning the trainer
+    calls it, but with manual optimization (`automatic_optimization = False`) it leaves that to
+    `training_step`, although `configure_optimizers` has returned the scheduler.
+
+    What torch does: nothing. Lightning says nothing either.
+    """
+
+    since = "0.1"
+    triggers = ("LR|schedule|WarmRestarts", "step")
+    sources = (
+        "https://lightning.ai/docs/pytorch/stable/model/manual_optimization.html#learning-rate-scheduling",
+        "https://github.com/IntelLabs/matsciml/issues/240",
+        "https://github.com/Lightning-AI/pytorch-lightning/issues/17738",
+        "https://github.com/Lightning-AI/pytorch-lightning/issues/6379",
+        "https://github.com/voicepaw/so-vits-svc-fork/issues/291",
+    )
+    examples = (
+        Bad(
+            "a scheduler that nothing uses",
+            """
+            def train(model, loader, epochs):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)  # error
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+            """,
+        ),
+        Good(
+            "stepped every epoch",
+            """
+            def train(model, loader, epochs):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    scheduler.step()
+            """,
+        ),
+        Bad(
+            "manual optimization in Lightning",
+            """
+            import lightning as L
+            import torch
+            import torch.nn.functional as F
+
+            class Gan(L.LightningModule):
+                def __init__(self, net_g, net_d):
+                    super().__init__()
+                    self.net_g, self.net_d = net_g, net_d
+                    self.automatic_optimization = False
+
+                def configure_optimizers(self):
+                    opt = torch.optim.Adam(self.net_g.parameters())
+                    return [opt], [torch.optim.lr_scheduler.ExponentialLR(opt, 0.99)]  # error
+
+                def training_step(self, batch, batch_idx):
+                    optimizer = self.optimizers()
+                    optimizer.zero_grad()
+                    self.manual_backward(F.mse_loss(self.net_g(batch), batch))
+                    optimizer.step()
+            """,
+        ),
+        Bad(
+            "its rate is printed and its state saved, but it never steps",
+            """
+            def train(model, loader, epochs):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)  # error
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    print(epoch, scheduler.get_last_lr())
+            """,
+        ),
+        Good(
+            "handed to a helper",
+            """
+            def train(model, loader, epochs, run_epoch):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                run_epoch(model, optimizer, scheduler)
+            """,
+        ),
+        Good(
+            "one part of a chain",
+            """
+            def train(model, loader, epochs):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=5)
+                decay = torch.optim.lr_scheduler.StepLR(optimizer, 30)
+                both = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, decay], [5])
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    both.step()
+            """,
+        ),
+        Good(
+            "stepped by a function inside",
+            """
+            def train(model, loader, run):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)
+
+                def update(x, y):
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    scheduler.step()
+
+                for x, y in loader:
+                    update(x, y)
+            """,
+        ),
+        Good(
+            "Lightning's trainer steps it",
+            """
+            import lightning as L
+            import torch
+            import torch.nn.functional as F
+
+            class Lit(L.LightningModule):
+                def configure_optimizers(self):
+                    optimizer = torch.optim.Adam(self.parameters())
+                    return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)]
+
+                def training_step(self, batch, batch_idx):
+                    return F.mse_loss(self.net(batch), batch)
+            """,
+        ),
+        Good(
+            "manual optimization that steps it after each epoch",
+            """
+            import lightning as L
+            import torch
+            import torch.nn.functional as F
+
+            class Lit(L.LightningModule):
+                def __init__(self, net):
+                    super().__init__()
+                    self.net = net
+                    self.automatic_optimization = False
+
+                def configure_optimizers(self):
+                    optimizer = torch.optim.Adam(self.parameters())
+                    return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)]
+
+                def training_step(self, batch, batch_idx):
+                    optimizer = self.optimizers()
+                    optimizer.zero_grad()
+                    self.manual_backward(F.mse_loss(self.net(batch), batch))
+                    optimizer.step()
+
+                def on_train_epoch_end(self):
+                    self.lr_schedulers().step()
+            """,
+        ),
+        Good(
+            "a constant learning rate",
+            """
+            def train(model, loader):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+    )
+
+    def lint(self, file: FileFacts) -> Iterator[Finding]:
+        """Look for schedulers whose name is never used, and for Lightning's own rule about them."""
+        for loop in file.loops:
+            for store in loop.trace.stores:
+                made = _made(store.value)
+                if made is not None and store.kind == "name" and _trains(loop, made):
+                    if not _is_mentioned(store):
+                        yield self._plain(loop, made, store.target)
+        for trace in file.traces:
+            yield from self._manual(trace)
+
+    def _plain(self, loop: TrainingLoop, made: Call, name: str) -> Finding:
+        around = loop.loop.header if loop.loop is not None else "the loop"
+        return self.finding(
+            made.place,
+            f"`{name}` is made here and never stepped, so the learning rate stays what it is",
+            f"call `{name}.step()` in or around `{around}`, after the optimizer's step",
+        )
+
+    def _manual(self, trace: Trace) -> Iterator[Finding]:
+        entry = trace.entry
+        if entry is None or entry.name != "configure_optimizers" or entry.owner is None:
+            return
+        if not _optimizes_by_hand(entry.owner):
+            return
+        for event in trace.returns:
+            for made in _schedulers_in(event.value):
+                yield self.finding(
+                    made.place,
+                    f"with `automatic_optimization = False` the trainer never steps this "
+                    f"`{made.method}`, and nothing in `{entry.owner.name}` does",
+                    "call `self.lr_schedulers().step()` in `training_step` or `on_train_epoch_end`",
+                )
+
+
+def _made(value: Value) -> Call | None:
+    """The call that made a scheduler of torch's or of transformers'."""
+    ways = options(value)
+    if len(ways) != 1 or not isinstance(ways[0], Result):
+        return None
+    call = ways[0].call
+    is_known = call.qualified.startswith(("torch.optim.lr_scheduler.", "transformers."))
+    return call if is_known and is_scheduler_call(call) else None
+
+
+def _trains(loop: TrainingLoop, made: Call) -> bool:
+    """Whether the loop, after the scheduler was made, steps the optimizer that it is for."""
+    optimizer = made.argument(0, "optimizer")
+    return (
+        optimizer is not None
+        and loop.loop is not None
+        and loop.loop not in made.context
+        and any(
+            step.call.index > made.index and same(step.optimizer, optimizer) for step in loop.steps
+        )
+    )
+
+
+#: Reading a scheduler, or putting a state into it, does not step it.
+_READING = (
+    r"\.(?:get_last_lr|get_lr|print_lr|state_dict|load_state_dict|last_epoch|base_lrs|T_max)\b"
+)
+
+
+def _is_mentioned(store: Store) -> bool:
+    """Whether the text around uses the scheduler's name for more than reading it."""
+    inside = [frame for frame in store.context if isinstance(frame, Inside)]
+    first, last = (inside[-1].place.line - 1, inside[-1].place.end_line) if inside else (0, None)
+    rows = store.file.lines[first:last]
+    text = "\n".join(row.partition("#")[0] for row in rows)
+    name = re.escape(store.target)
+    return bool(re.search(rf"\b{name}\b(?!\s*=[^=]|{_READING})", text))
+
+
+#: How a module with manual optimization steps its schedulers.
+_STEPPING = re.compile(
+    r"lr_schedulers\b|lr_scheduler_(?:step|config)|sched\w*(?:\[[^\]]*\])?\.step\(|\bstep_sched"
+)
+
+
+def _optimizes_by_hand(definition: ClassFacts) -> bool:
+    """Whether a Lightning module in full sight steps its optimizers, and no scheduler, itself."""
+    bases = list(definition.ancestors())
+    if not is_lightning_module(definition) or not all(_is_in_sight(base) for base in bases):
+        return False
+    classes = [definition, *(base for base in bases if isinstance(base, ClassFacts))]
+    text = "\n".join(_text(each) for each in classes)
+    by_hand = "automatic_optimization = False" in text and "manual_backward" in text
+    return by_hand and not _STEPPING.search(text)
+
+
+def _is_in_sight(base: ClassFacts | str) -> bool:
+    return isinstance(base, ClassFacts) or base.rpartition(".")[2] in ("LightningModule", "ABC")
+
+
+def _text(definition: ClassFacts) -> str:
+    place = definition.place
+    return "\n".join(definition.file.lines[place.line - 1 : place.end_line])
+
+
+def _schedulers_in(value: Value) -> Iterator[Call]:
+    for part in origins(value, 100):
+        if isinstance(part, Result) and is_scheduler_call(part.call):
+            if part.call.qualified.startswith("torch.optim.lr_scheduler."):
+                yield part.call
