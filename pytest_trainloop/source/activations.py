@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.values import (
@@ -34,6 +34,13 @@ _MOVING = frozenset(
         *("detach", "Variable", "requires_grad_"),
     )
 )
+#: Those that leave the dimensions as they are.
+_SHAPE_KEEPING = frozenset(
+    (
+        *("contiguous", "to", "cpu", "cuda", "float", "double", "half", "bfloat16", "type"),
+        *("type_as", "clone", "detach", "Variable", "requires_grad_"),
+    )
+)
 #: How far back a value is followed.
 _FARTHEST = 30
 _CLASSES = {
@@ -61,6 +68,8 @@ class Activation:
     call: Call
     #: The call that made the layer, or that is the function: it holds `dim`.
     made: Call
+    #: Whether the dimensions were changed since, so that `dim` counts others.
+    is_reshaped: bool = False
 
     @property
     def dim(self) -> Value | None:
@@ -94,7 +103,7 @@ def _of_option(value: Value, depth: int) -> tuple[Activation, ...]:
     if isinstance(value, Returned):
         return _of_value(value.value, depth + 1)
     if isinstance(value, Element) and value.key is not None and _is_slice(value.key):
-        return _of_value(value.base, depth + 1)
+        return _reshaped(_of_value(value.base, depth + 1))
     if isinstance(value, Result):
         return _of_call(value.call, depth)
     return ()
@@ -124,7 +133,12 @@ def _moved(call: Call, depth: int) -> tuple[Activation, ...]:
     source = call.receiver
     if call.qualified:
         source = call.args[0] if call.args and call.qualified.startswith("torch.") else None
-    return _of_value(source, depth + 1) if source is not None else ()
+    found = _of_value(source, depth + 1) if source is not None else ()
+    return found if call.method in _SHAPE_KEEPING else _reshaped(found)
+
+
+def _reshaped(found: tuple[Activation, ...]) -> tuple[Activation, ...]:
+    return tuple(replace(each, is_reshaped=True) for each in found)
 
 
 def _is_tensor_method(call: Call) -> bool:
@@ -161,7 +175,8 @@ def _of_layer(made: Call, applied: Call, depth: int) -> tuple[Activation, ...]:
     if _WEIGHTED.match(made.qualified):
         return (Activation("linear", applied, made),)
     if _KEEPING.match(made.qualified):
-        return _of_value(applied.args[0], depth + 1) if applied.args else ()
+        found = _of_value(applied.args[0], depth + 1) if applied.args else ()
+        return _reshaped(found) if name.endswith("latten") else found
     if name == "Sequential":
         return _of_sequential(made, applied, depth)
     return ()
@@ -177,10 +192,7 @@ def _of_sequential(made: Call, applied: Call, depth: int) -> tuple[Activation, .
         if _KEEPING.match(inner.qualified):
             continue
         found = _of_layer(inner, applied, depth)
-        return tuple(
-            Activation(each.kind, inner if each.call is applied else each.call, each.made)
-            for each in found
-        )
+        return tuple(replace(each, call=inner) if each.call is applied else each for each in found)
     return ()
 
 

@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from pytest_trainloop.source.accumulation import Accumulation, accumulations, is_counting, is_managed
+from pytest_trainloop.source.accumulation import (
+    Accumulation,
+    accumulations,
+    is_counting,
+    is_managed,
+)
 from pytest_trainloop.source.activations import Activation, activations, layers_of
 from pytest_trainloop.source.attachment import attached, is_forward
 from pytest_trainloop.source.checkpoints import (
@@ -88,6 +93,7 @@ from pytest_trainloop.source.switches import (
     switch_of,
     trained_forwards,
 )
+from pytest_trainloop.source.trailing import trailing
 from pytest_trainloop.source.turns import (
     after,
     at_surface,
@@ -313,6 +319,7 @@ __all__ = [
     "stepped_optimizer",
     "switch_of",
     "together",
+    "trailing",
     "trained_forwards",
     "trains",
     "trains_automatically",
