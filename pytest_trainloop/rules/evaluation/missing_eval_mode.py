@@ -38,6 +38,9 @@ _ON_PURPOSE = re.compile(
     r"(?:^|_)mc(?:_|$)|monte|uncertain|bayes|stochastic|update_bn|recalib|adapt", re.IGNORECASE
 )
 
+#: A decorator of a function that evaluates nothing.
+_NO_EVALUATION = re.compile(r"\w+(?:\(\))?\s+def _?(?:init|reset|generate|sample|update)\w*")
+
 
 class MissingEvalMode(Rule):
     """A model is evaluated in train mode.
@@ -287,6 +290,13 @@ class MissingEvalMode(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield what switches gradients off, but for initialisers and generators of text."""
+        for at in super().seek(text):
+            if not _NO_EVALUATION.match(text, at):
+                yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for evaluations of models that were trained, or made, and never switched."""

@@ -53,6 +53,11 @@ _TRIED = re.compile(
     r"raises|warns|assert|profile|record_function|catch|suppress|timer", re.IGNORECASE
 )
 
+#: What makes use of a value that follows on the line.
+_TAKES = re.compile(
+    r"=|^(?:return|yield|if|elif|while|for|assert|with|raise|await|print|[#@\"'(\[{.])\b|\[$"
+)
+
 
 class DiscardedResult(Rule):
     """The result of a tensor method that changes nothing in place is thrown away.
@@ -198,6 +203,14 @@ class DiscardedResult(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield the calls before which nothing on the line takes their result."""
+        for at in super().seek(text):
+            before = text[text.rfind("\n", 0, at) + 1 : at].lstrip()
+            if not _TAKES.search(before) and before.count("(") == before.count(")"):
+                yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for calls that stand alone although nothing but their result counts."""

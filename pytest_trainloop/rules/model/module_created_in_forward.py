@@ -28,6 +28,11 @@ _NEW_WEIGHTS = re.compile(
 _NEW_MODE = re.compile(r"^torch\.nn\.(?:\w*Dropout\d?d?|BatchNorm\dd)$")
 _MODE = re.compile(r"train|eval|infer|test|mode", re.IGNORECASE)
 
+_NEXT = re.compile(r"\n\s*(?:def|class|@)\b|\n\S")
+_LAYER = re.compile(
+    r"\b(?:nn\.[A-Z]\w*|Linear|Bilinear|Conv\w+|Embedding|\w*Norm\w*|Dropout\w*|LSTM|GRU)\("
+)
+
 
 class ModuleCreatedInForward(Rule):
     """A layer is made anew at each forward.
@@ -151,6 +156,17 @@ class ModuleCreatedInForward(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield what is made with a layer's name inside a `forward`."""
+        at = text.find("def forward")
+        while at >= 0:
+            end = _NEXT.search(text, at + 1)
+            made = _LAYER.search(text, at, end.start() if end else len(text))
+            if made:
+                yield made.start()
+            at = text.find("def forward", at + 1)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at each layer that is made directly in a module's `forward`."""

@@ -35,6 +35,16 @@ _READING = re.compile(
 _ADDING = frozenset({"append", "insert", "extend", "setdefault", "update"})
 _LISTS = frozenset({"list", "tuple", "listcomp"})
 
+#: A list or dict bound to an attribute or a name, and what is appended to one.
+_KEPT = re.compile(
+    r"self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\(|dict\(|list\()"
+    r"|\.(?:append|extend|insert)\(|\bself\.\w+\[[^\]\n]*\]\s*="
+    r"|\b(?P<name>\w+)\s*=\s*(?:\[|\{|dict\(|list\()"
+)
+_MADE = re.compile(r"\bnn\.[A-Z]|\b[A-Z]\w*\(")
+#: How far behind the bracket the first module stands at most, in characters.
+_REACH = 300
+
 
 class UnregisteredModules(Rule):
     """Modules are kept in a plain list or dict, where nothing finds them.
@@ -275,6 +285,15 @@ class UnregisteredModules(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield the lists and dicts that something with a class's name is put into."""
+        for match in _KEPT.finditer(text):
+            if _MADE.search(text, match.end(), match.end() + _REACH):
+                name = match["name"]
+                if name is None or re.search(rf"= {name}\b", text):
+                    yield match.start()
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at each list or dict that a module keeps, and at what is put into it."""
