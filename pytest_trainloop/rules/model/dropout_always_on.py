@@ -32,6 +32,9 @@ _ON_PURPOSE = re.compile(
 _TRAINING_ONLY = re.compile(r"^(?:training_step|train_\w+|\w*augment\w*)$")
 _MODE = re.compile(r"train|eval|infer|test|mode|determinis", re.IGNORECASE)
 
+_FUNCTION = re.compile(r"dropout\w*\(|dropout_p\s*=")
+#: A longer name, or a method of the module.
+_METHOD = re.compile(r"\w$|(?<!\bF)(?<!functional)\.$")
 #: How far behind a call's name its arguments reach at most, in characters.
 _REACH = 160
 
@@ -258,8 +261,9 @@ class DropoutAlwaysOn(Rule):
     def seek(cls, text: str) -> Iterator[int]:
         """Yield the dropouts that are not methods of the module and are not told the mode."""
         for at in super().seek(text):
-            if not text.endswith("self.", 0, at) and "training" not in text[at : at + _REACH]:
-                yield at
+            if _FUNCTION.match(text, at) and not _METHOD.search(text, max(at - 12, 0), at):
+                if "training" not in text[at : at + _REACH]:
+                    yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at each dropout function that a module calls."""

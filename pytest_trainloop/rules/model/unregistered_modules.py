@@ -35,15 +35,22 @@ _READING = re.compile(
 _ADDING = frozenset({"append", "insert", "extend", "setdefault", "update"})
 _LISTS = frozenset({"list", "tuple", "listcomp"})
 
-#: A list or dict bound to an attribute or a name, and what is appended to one.
+#: A list or dict that is bound to an attribute or a name, up to its end.
 _KEPT = re.compile(
-    r"self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\(|dict\(|list\()"
-    r"|\.(?:append|extend|insert)\(|\bself\.\w+\[[^\]\n]*\]\s*="
+    r"self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\((?=\s*(?:nn\.)?[A-Z])|dict\(|list\()"
     r"|\b(?P<name>\w+)\s*=\s*(?:\[|\{|dict\(|list\()"
 )
+_END = re.compile(r"[\]}]|\n\s*\n")
 _MADE = re.compile(r"\bnn\.[A-Z]|\b[A-Z]\w*\(")
-#: How far behind the bracket the first module stands at most, in characters.
-_REACH = 300
+#: What is put into one afterwards.
+_ADDED = re.compile(
+    r"\b(?P<into>\w+)(?:\.(?:append|extend|insert)\(|\[[^\]\n]*\]\s*=)"
+    r"\s*(?:\d+,\s*)?(?:\w+\.)*[A-Z]\w*\("
+)
+#: A container of that name that registers what it holds, or that is given it.
+_REGISTERED = (
+    r"\b{0}\s*(?::[^=\n]*)?=[^\n]*(?:List|Dict|Sequential)\(|(?:List|Dict|Sequential)\(\*?{0}\b"
+)
 
 
 class UnregisteredModules(Rule):
@@ -290,10 +297,14 @@ class UnregisteredModules(Rule):
     def seek(cls, text: str) -> Iterator[int]:
         """Yield the lists and dicts that something with a class's name is put into."""
         for match in _KEPT.finditer(text):
-            if _MADE.search(text, match.end(), match.end() + _REACH):
+            end = _END.search(text, match.end())
+            if _MADE.search(text, match.end(), end.start() if end else len(text)):
                 name = match["name"]
                 if name is None or re.search(rf"= {name}\b", text):
                     yield match.start()
+        for match in _ADDED.finditer(text):
+            if not re.search(_REGISTERED.format(match["into"]), text):
+                yield match.start()
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at each list or dict that a module keeps, and at what is put into it."""
