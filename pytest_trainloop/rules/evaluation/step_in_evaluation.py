@@ -28,7 +28,9 @@ _HELD_OUT = re.compile(
     r"|(?:val|valid|validation|test|dev|eval)_?(?:loader|set|data|iter|ds|dl)",
     re.IGNORECASE,
 )
-_EVALUATION = re.compile(r"^_?(?:eval|evaluate|valid|validate|validation|test)(?:_|$)", re.IGNORECASE)
+_EVALUATION = re.compile(
+    r"^_?(?:eval|evaluate|valid|validate|validation|test)(?:_|$)", re.IGNORECASE
+)
 _ON_PURPOSE = re.compile(
     r"adapt|tta|ttt|tent|meta|inner|maml|bilevel|arch_|architect|nas|search|attack", re.IGNORECASE
 )
