@@ -46,7 +46,8 @@ class BackwardBypassesAccelerator(Rule):
     `fabric.backward`; Accelerate and Lightning say nothing.
 
     Limits: an `Accelerator` that is told neither fp16 nor accumulation (`mixed_precision="no"`
-    or `"bf16"`) is not reported, because there both calls do the same.
+    or `"bf16"`) is not reported, nor a `Fabric` without a precision or a strategy, because
+    there both calls do the same.
     """
 
     since = "0.1"
@@ -221,6 +222,23 @@ class BackwardBypassesAccelerator(Rule):
             """,
         ),
         Good(
+            "the same with Fabric",
+            """
+            from lightning.fabric import Fabric
+            import torch
+            import torch.nn.functional as F
+
+            def main(model, loader):
+                fabric = Fabric(accelerator="cpu")
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+                model, optimizer = fabric.setup(model, optimizer)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
             "only where there is no accelerator",
             """
             import torch.nn.functional as F
@@ -372,7 +390,10 @@ def _matters(wrapper: Value) -> bool:
 
 
 def _is_idle(call: Call) -> bool:
-    """Whether an `Accelerator` neither scales nor accumulates nor hands over to an engine."""
+    """Whether a wrapper neither scales nor accumulates nor hands over to an engine."""
+    if call.method == "Fabric":
+        told = {"precision", "strategy", "plugins", "devices", "num_nodes"}
+        return not call.args and not call.starred and not told & set(call.keywords)
     precision = constant(call.argument(None, "mixed_precision"))
     others = set(call.keywords) - {"cpu", "mixed_precision", "log_with", "project_dir"}
     return precision in ("no", "bf16") and not others and not call.starred

@@ -26,6 +26,7 @@ from pytest_trainloop.source.facts import (
     options,
     origins,
     same,
+    stepped_optimizer,
     together,
 )
 
@@ -44,8 +45,9 @@ class SchedulerBeforeOptimizer(Rule):
     `lr_scheduler.step()` before `optimizer.step()`"), in a run's output that scrolls by. Under a
     gradient scaler that leaves out the first step it gives the same warning to right code.
 
-    Limits: only schedulers of torch and transformers are meant. A scheduler class of the
-    project's own may well count from another end, and one that is given the epoch or a metric
+    Limits: only schedulers of torch and transformers are meant; one that is a parameter counts
+    as theirs where the file names such schedulers. A scheduler class of the project's own may
+    well count from another end, and one that is given the epoch or a metric
     (`scheduler.step(epoch)`) does not depend on the order.
     """
 
@@ -261,6 +263,33 @@ class SchedulerBeforeOptimizer(Rule):
             """,
         ),
         Good(
+            "a scheduler that nothing is known of, between two optimizers",
+            """
+            class Search:
+                def train_epoch(self, loader, optimizer):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(self.model(x), y).backward()
+                        optimizer.step()
+
+                def train(self, loader, epochs):
+                    for epoch in range(epochs):
+                        self.train_epoch(loader, self.model_optim)
+                        self.scheduler.step()
+                        self.train_epoch(loader, self.arch_optim)
+            """,
+        ),
+        Good(
+            "a scheduler that nothing is known of",
+            """
+            def update(loss, optimizer, scheduler):
+                optimizer.zero_grad()
+                loss.backward()
+                scheduler.step()
+                optimizer.step()
+            """,
+        ),
+        Good(
             "the discriminator starts later",
             """
             def main(net_d, loader, opt_d, start, epochs, bce):
@@ -352,7 +381,17 @@ def _belongs(loop: TrainingLoop, call: Call, step: Step) -> bool:
         if isinstance(option, Result):
             given = option.call.argument(0, "optimizer")
             return given is not None and same(given, step.optimizer)
-    return len(loop.optimizers) == 1
+    return _is_only_one(loop, step) and bool(_TORCH_LIKE.search(call.file.text))
+
+
+#: How a file shows that its schedulers are torch's or transformers'.
+_TORCH_LIKE = re.compile(r"torch\.optim\.lr_scheduler|import lr_scheduler|\bget_\w+_schedule\w*\b")
+
+
+def _is_only_one(loop: TrainingLoop, step: Step) -> bool:
+    """Whether the trace steps no other optimizer, for which the scheduler may have been made."""
+    stepped = (stepped_optimizer(call) for call in loop.trace.calls)
+    return all(same(step.optimizer, other) for other in stepped if other is not None)
 
 
 def _is_earlier(loop: TrainingLoop, call: Call, step: Step) -> bool:
