@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Run
     from pytest_trainloop.source.facts import FileFacts, Place
 
+#: How a line begins that is a comment, or an example in a docstring.
+_NO_CODE = re.compile(r"\s*(?:#|>>> |\.\.\. )")
 _MARK = re.compile(r"#\s*error\b")
 _OWN_IMPORT = re.compile(r"^\s*(import|from)\s", re.MULTILINE)
 _PRELUDE = "import torch; from torch import nn; import torch.nn.functional as F\n"
@@ -200,12 +202,13 @@ class Rule:
 
         A file without such a place is not parsed for the rule, and a function that nobody
         calls is read only if it, or what it calls, holds one. As it stands: wherever one of
-        the first triggers stands. A rule that turns on common words looks closer.
+        the first triggers stands in code. A rule that turns on common words looks closer.
         """
         for word in cls.triggers[0].split("|"):
             at = text.find(word)
             while at >= 0:
-                yield at
+                if not _NO_CODE.match(text, text.rfind("\n", 0, at) + 1):
+                    yield at
                 line_end = text.find("\n", at)
                 at = text.find(word, line_end) if line_end >= 0 else -1
 

@@ -38,6 +38,8 @@ _ON_PURPOSE = re.compile(
     r"(?:^|_)mc(?:_|$)|monte|uncertain|bayes|stochastic|update_bn|recalib|adapt", re.IGNORECASE
 )
 
+#: What a file with a model's training, or with a script around a model, is never without.
+_MAKING = ("backward", "DataLoader", "load_state_dict", "__main__")
 #: A decorator of a function that evaluates nothing.
 _NO_EVALUATION = re.compile(r"\w+(?:\(\))?\s+def _?(?:init|reset|generate|sample|update)\w*")
 
@@ -293,7 +295,9 @@ class MissingEvalMode(Rule):
 
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
-        """Yield what switches gradients off, but for initialisers and generators of text."""
+        """Yield what switches gradients off, in scripts that train or make a model and loop."""
+        if not any(word in text for word in _MAKING):
+            return
         for at in super().seek(text):
             if not _NO_EVALUATION.match(text, at):
                 yield at

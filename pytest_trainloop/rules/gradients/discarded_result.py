@@ -53,9 +53,12 @@ _TRIED = re.compile(
     r"raises|warns|assert|profile|record_function|catch|suppress|timer", re.IGNORECASE
 )
 
+_IN_PLACE = re.compile(r"\.?\w+_\(")
+#: How a line ends that is not the end of its statement.
+_GOES_ON = frozenset("([{,\\+-*/=&|")
 #: What makes use of a value that follows on the line.
 _TAKES = re.compile(
-    r"=|^(?:return|yield|if|elif|while|for|assert|with|raise|await|print|[#@\"'(\[{.])\b|\[$"
+    r"=|^(?:return|yield|if|elif|while|for|assert|with|def|raise|await|print|[#@\"'(\[{.])\b|\[$"
 )
 
 
@@ -208,8 +211,13 @@ class DiscardedResult(Rule):
     def seek(cls, text: str) -> Iterator[int]:
         """Yield the calls before which nothing on the line takes their result."""
         for at in super().seek(text):
-            before = text[text.rfind("\n", 0, at) + 1 : at].lstrip()
-            if not _TAKES.search(before) and before.count("(") == before.count(")"):
+            start = text.rfind("\n", 0, at) + 1
+            before = text[start:at].lstrip()
+            if not before or _TAKES.search(before) or before.count("(") != before.count(")"):
+                continue
+            if _IN_PLACE.match(text, at):
+                continue
+            if _last_before(text, start) not in _GOES_ON:
                 yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
@@ -234,6 +242,13 @@ class DiscardedResult(Rule):
                 safe=False,
             ),
         )
+
+
+def _last_before(text: str, start: int) -> str:
+    """The last character before an offset that is no white space."""
+    while start and text[start - 1].isspace():
+        start -= 1
+    return text[start - 1 : start]
 
 
 def _is_lost(call: Call) -> bool:
