@@ -30,7 +30,7 @@ from pytest_trainloop.source.facts import (
 )
 
 _EVALUATING = re.compile(
-    r"(?:^|[_./])(?:val|valid|validat\w*|eval\w*|test\w*|dev|predict\w*|infer\w*)(?:$|[_./\d(])"
+    r"(?:^|[_./])(?:val|valid|validat\w*|eval\w*|test|dev|predict\w*|infer\w*)(?:$|[_./\d(])"
     r"|(?:val|valid|test|dev|eval)_?(?:loader|set|data|iter|ds|dl)",
     re.IGNORECASE,
 )
@@ -118,7 +118,7 @@ class MissingEvalMode(Rule):
                 def run_epoch(self, loader, train):
                     for x, y in loader:
                         with torch.set_grad_enabled(train):
-                            loss = torch.nn.functional.mse_loss(self.model(x), y)  # error
+                            loss = torch.nn.functional.mse_loss(self.model(x), y)
                         if train:
                             self.optimizer.zero_grad()
                             loss.backward()
@@ -127,7 +127,7 @@ class MissingEvalMode(Rule):
                 def train(self, epochs):
                     for epoch in range(epochs):
                         self.run_epoch(self.train_loader, True)
-                        self.run_epoch(self.test_loader, False)
+                        self.run_epoch(self.test_loader, False)  # error
             """,
         ),
         Bad(
@@ -309,15 +309,16 @@ class MissingEvalMode(Rule):
             for call in trace.calls:
                 if not _is_evaluation(call) or any(same(call.callee, known) for known in reported):
                     continue
-                history = _history(file, trace, call)
+                trained = _trained_with(file, trace, call)
+                history = _history(trace, call, trained)
                 if history and not _may_be_switched(trace, call):
                     reported.append(call.callee)
-                    yield self._report(call, history)
+                    yield self._report(call, _told_at(call, trained), history)
 
-    def _report(self, call: Call, history: str) -> Finding:
+    def _report(self, call: Call, told_at: Call, history: str) -> Finding:
         name = call.name or "the model"
         return self.finding(
-            call.place,
+            told_at.place,
             f"`{name}` is evaluated in train mode: {history}, and nothing calls `{name}.eval()`",
             f"call `{name}.eval()` before the evaluation, and `{name}.train()` before training",
         )
@@ -345,21 +346,46 @@ def _is_held_out(loop: Loop) -> bool:
     return any(_EVALUATING.search(spelling(origin)) for origin in origins(loop.source, limit=20))
 
 
-def _history(file: FileFacts, trace: Trace, evaluation: Call) -> str:
+def _trained_with(file: FileFacts, trace: Trace, evaluation: Call) -> Call | None:
+    """A forward that trains the model in the same program."""
+    for training in file.loops:
+        for forward in trained_forwards(training) if training.trace is trace else ():
+            if forward is not evaluation and same(forward.callee, evaluation.callee):
+                return forward
+    return None
+
+
+def _history(trace: Trace, evaluation: Call, trained: Call | None) -> str:
     """How the model came to the evaluation in train mode; empty if that is not known."""
     depends = depends_on_mode(evaluation.callee)
     if depends is False or _is_pretrained(evaluation.callee):
         return ""
-    for training in file.loops:
-        if training.trace is not trace:
-            continue
-        for forward in trained_forwards(training):
-            if forward is not evaluation and same(forward.callee, evaluation.callee):
-                return f"it is trained at line {forward.line}"
+    if trained is not None:
+        return f"it is trained at line {trained.line}"
     made = _made(evaluation.callee)
-    if depends and made is not None and made.index < evaluation.index:
+    if not depends or made is None or _is_a_test(evaluation):
+        return ""
+    if any(call is made for call in trace.calls[: evaluation.index]):
         return f"a model is in train mode when it is made (line {made.line})"
     return ""
+
+
+def _is_a_test(evaluation: Call) -> bool:
+    """Whether a test of the code runs the model, for which either mode is right."""
+    return any(
+        isinstance(frame, Inside) and frame.function.name.startswith("test_")
+        for frame in evaluation.context
+    )
+
+
+def _told_at(evaluation: Call, trained: Call | None) -> Call:
+    """The call that makes it an evaluation, where one body serves training and evaluation."""
+    if trained is None or trained.node is not evaluation.node:
+        return evaluation
+    for frame in evaluation.context:
+        if isinstance(frame, Inside) and frame not in trained.context and frame.call is not None:
+            return frame.call
+    return evaluation
 
 
 def _made(model: Value) -> Call | None:
