@@ -28,7 +28,7 @@ class LintItems:
         self._root = str(config.rootpath)
         self._settings: dict[str, Settings] = {}
         #: The files with an item, in the order of collection.
-        self._files: dict[str, None] = {}
+        self._files: list[str] = []
 
     def pytest_collect_file(self, file_path: Path, parent: pytest.Collector) -> LintFile | None:
         """Collect a Python file or notebook that the configuration does not exclude."""
@@ -39,10 +39,15 @@ class LintItems:
             return None
         if self._settings_of(os.path.dirname(path)).excludes(path, is_folder=False):
             return None
-        self._files[path] = None
         node: LintFile = LintFile.from_parent(parent, path=file_path)
         node.lints = self
         return node
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Know the files before any item is deselected: what is found must not depend on that."""
+        paths = (str(item.path) for item in items if isinstance(item, LintItem))
+        self._files = list(dict.fromkeys(paths))
 
     def report_on(self, path: str) -> Report:
         """What the linter says of one file; its path is shown as pytest shows paths."""
