@@ -14,6 +14,7 @@ from pytest_trainloop.source.values import (
     Class,
     Collection,
     Constant,
+    Either,
     Element,
     Function,
     Imported,
@@ -47,64 +48,61 @@ _ENGINES = frozenset({"ignite.engine.Engine", "ignite.engine.engine.Engine"})
 _STEPPING = frozenset({"step", "first_step", "second_step", "optimizer_step"})
 
 
-def dotted(node: ast.expr) -> str:
-    """A chain of names as written (`self.optimizer.step`); `()` and `[]` stand for the rest."""
-    if isinstance(node, ast.Name):
-        return node.id
-    if isinstance(node, ast.Attribute):
-        return f"{dotted(node.value)}.{node.attr}"
-    if isinstance(node, ast.Call):
-        return f"{dotted(node.func)}()"
-    if isinstance(node, ast.Subscript):
-        return f"{dotted(node.value)}[]"
-    return ""
-
-
 def read_call(reader: Reader, node: ast.Call) -> Value:
     """A call: callee and arguments are read, then the call happens, then its body is followed."""
+    func = node.func
     receiver: Value | None = None
-    if isinstance(node.func, ast.Attribute):
-        receiver = reader.evaluate(node.func.value)
-        callee = members.attribute(reader, receiver, node.func.attr)
+    method = ""
+    discarded = node is reader.standalone
+    if isinstance(func, ast.Attribute):
+        method = func.attr
+        receiver = reader.evaluate(func.value)
+        callee = members.attribute(reader, receiver, method)
     else:
-        callee = reader.evaluate(node.func)
-    args = tuple(
-        Element(reader.evaluate(arg.value))
-        if isinstance(arg, ast.Starred)
-        else reader.evaluate(arg)
-        for arg in node.args
-    )
+        if isinstance(func, ast.Name):
+            method = func.id
+        callee = reader.evaluate(func)
+    starred = False
+    args: list[Value] = []
+    for arg in node.args:
+        if isinstance(arg, ast.Starred):
+            starred = True
+            args.append(Element(reader.evaluate(arg.value)))
+        else:
+            args.append(reader.evaluate(arg))
     keywords = {given.arg or "**": reader.evaluate(given.value) for given in node.keywords}
-    name = dotted(node.func)
     call = Call(
         reader.file,
         node,
         reader.context,
         0,
-        name,
-        name.rpartition(".")[2] if name else "",
+        method,
         _qualified(callee),
         callee,
         receiver,
-        args,
+        tuple(args),
         keywords,
-        "**" in keywords or any(isinstance(arg, ast.Starred) for arg in node.args),
-        discarded=node is reader.standalone,
+        starred or "**" in keywords,
+        discarded=discarded,
     )
     return _happen(reader, call)
 
 
 def _qualified(callee: Value) -> str:
-    for option in options(callee):
-        if isinstance(option, Imported):
-            return canonical(option.qualified)
+    if isinstance(callee, Imported):
+        return canonical(callee.qualified)
+    if isinstance(callee, Either | Returned):
+        for option in options(callee):
+            if isinstance(option, Imported):
+                return canonical(option.qualified)
     return ""
 
 
 def _happen(reader: Reader, call: Call) -> Value:
-    special = _special(reader, call)
-    if special is not None:
-        return special
+    if call.qualified in _SPECIAL:
+        special = _special(reader, call)
+        if special is not None:
+            return special
     if call.method in _STEPPING:
         _read_closures(reader, call)
     reader.record(call)
@@ -114,6 +112,11 @@ def _happen(reader: Reader, call: Call) -> Value:
     if not call.followed:
         _hand_over(reader, call)
     return _passed_on(call) or Result(call)
+
+
+_SPECIAL = frozenset(
+    {"builtins.super", "builtins.getattr", "functools.partial", "torch.utils._functools.partial"}
+)
 
 
 def _special(reader: Reader, call: Call) -> Value | None:

@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from pytest_trainloop.source.values import Value
 
 
+def dotted(node: ast.expr) -> str:
+    """A chain of names as written (`self.optimizer.step`); `()` and `[]` stand for the rest."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    if isinstance(node, ast.Call):
+        return f"{dotted(node.func)}()"
+    if isinstance(node, ast.Subscript):
+        return f"{dotted(node.value)}[]"
+    return ""
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Event:
     """One thing that happens; `index` is its turn in the trace, `context` the frames around it."""
@@ -47,9 +60,7 @@ class Event:
 class Call(Event):
     """A call, after its arguments were evaluated."""
 
-    #: The callee as written: `self.optimizer.step`; empty where it is no dotted name.
-    name: str
-    #: The last part of the name: `step`.
+    #: The last part of the callee's name: `step`.
     method: str
     #: The callee's full name, resolved through imports (`torch.nn.functional.mse_loss`), or "".
     qualified: str
@@ -64,6 +75,11 @@ class Call(Event):
     followed: bool = False
     #: Whether the result is thrown away: the call is a statement of its own.
     discarded: bool = False
+
+    @property
+    def name(self) -> str:
+        """The callee as written: `self.optimizer.step`; `()` and `[]` stand for the rest."""
+        return dotted(self.node.func) if isinstance(self.node, ast.Call) else ""
 
     @property
     def inputs(self) -> tuple[Value, ...]:

@@ -15,6 +15,7 @@ from pytest_trainloop.source.values import (
     Constant,
     Element,
     Function,
+    Imported,
     Operation,
     Unknown,
     Value,
@@ -53,7 +54,10 @@ def read_constant(_: Reader, node: ast.Constant) -> Value:
 
 def read_name(reader: Reader, node: ast.Name) -> Value:
     """A name."""
-    return reader.program.linked(reader.scope.look_up(node.id))
+    value = reader.scope.look_up(node.id)
+    if isinstance(value, Imported) and value.path is not None:
+        return reader.program.linked(value)
+    return value
 
 
 def read_attribute(reader: Reader, node: ast.Attribute) -> Value:

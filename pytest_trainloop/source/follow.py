@@ -13,6 +13,7 @@ from pytest_trainloop.source.frames import Branch, Inside
 from pytest_trainloop.source.imports import canonical
 from pytest_trainloop.source.scopes import Scope
 from pytest_trainloop.source.values import (
+    Attribute,
     Class,
     Collection,
     Constant,
@@ -52,6 +53,8 @@ def always_exits(reader: Reader, node: ast.expr) -> bool:
 def into(reader: Reader, call: Call) -> Value | None:
     """Follow a call; None where the callee is out of sight or its result is not known."""
     callee = call.callee
+    if isinstance(callee, Imported | Attribute | Unknown | Parameter | Result):
+        return None
     if isinstance(callee, Either):
         known = [option for option in options(callee) if isinstance(option, Function | Instance)]
         if len(known) != len(options(callee)) or len(known) > MOST_CALLEES:
