@@ -61,6 +61,13 @@ from pytest_trainloop.source.gradients_by_hand import (
     may_use_gradients,
 )
 from pytest_trainloop.source.lightning import is_lightning_module, trains_automatically
+from pytest_trainloop.source.loading import (
+    LoaderPass,
+    is_loader_call,
+    loader_passes,
+    loaders_behind,
+    samplers_of,
+)
 from pytest_trainloop.source.loops import Backward, Step, TrainingLoop, training_loops
 from pytest_trainloop.source.modes import gradients
 from pytest_trainloop.source.networks import (
@@ -70,6 +77,7 @@ from pytest_trainloop.source.networks import (
     trains,
 )
 from pytest_trainloop.source.place import Place
+from pytest_trainloop.source.randomness import global_seed, random_stream
 from pytest_trainloop.source.resuming import is_loaded, start_of
 from pytest_trainloop.source.roles import (
     identity,
@@ -227,6 +235,7 @@ __all__ = [
     "Inside",
     "Instance",
     "Leave",
+    "LoaderPass",
     "Loop",
     "MixedGradients",
     "Operation",
@@ -266,6 +275,7 @@ __all__ = [
     "either",
     "exclusive",
     "expected",
+    "global_seed",
     "gradients",
     "graph_of",
     "has_more_arguments",
@@ -284,6 +294,7 @@ __all__ = [
     "is_known_harmless",
     "is_lightning_module",
     "is_loaded",
+    "is_loader_call",
     "is_managed",
     "is_measuring",
     "is_model",
@@ -298,6 +309,8 @@ __all__ = [
     "is_unscale",
     "layers",
     "layers_of",
+    "loader_passes",
+    "loaders_behind",
     "loops_of",
     "loss_of",
     "made_by",
@@ -313,7 +326,9 @@ __all__ = [
     "options",
     "origins",
     "predicted",
+    "random_stream",
     "same",
+    "samplers_of",
     "spelling",
     "start_of",
     "stepped_optimizer",
