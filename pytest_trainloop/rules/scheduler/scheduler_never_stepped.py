@@ -126,6 +126,29 @@ class SchedulerNeverStepped(Rule):
             """,
         ),
         Good(
+            "stepped here, unpacked in a helper",
+            """
+            def train_epoch(model, loader, optimizers, schedulers):
+                opt_a, opt_b = optimizers
+                sched_a, sched_b = schedulers
+                for x, y in loader:
+                    opt_a.zero_grad()
+                    opt_b.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    opt_a.step()
+                    opt_b.step()
+                    print(sched_a.get_last_lr())
+
+            def main(model, loader, opt_a, opt_b):
+                sched_a = torch.optim.lr_scheduler.ExponentialLR(opt_a, 0.9)
+                sched_b = torch.optim.lr_scheduler.ExponentialLR(opt_b, 0.9)
+                for epoch in range(10):
+                    train_epoch(model, loader, [opt_a, opt_b], [sched_a, sched_b])
+                    sched_a.step()
+                    sched_b.step()
+            """,
+        ),
+        Good(
             "one part of a chain",
             """
             def train(model, loader, epochs):
@@ -218,10 +241,9 @@ class SchedulerNeverStepped(Rule):
         """Look for schedulers whose name is never used, and for Lightning's own rule about them."""
         for loop in file.loops:
             for store in loop.trace.stores:
-                made = _made(store.value)
-                if made is not None and store.kind == "name" and _trains(loop, made):
-                    if not _is_mentioned(store):
-                        yield self._plain(loop, made, store.target)
+                made = _made_in(store)
+                if made is not None and _trains(loop, made) and not _is_mentioned(store):
+                    yield self._plain(loop, made, store.target)
         for trace in file.traces:
             yield from self._manual(trace)
 
@@ -249,10 +271,12 @@ class SchedulerNeverStepped(Rule):
                 )
 
 
-def _made(value: Value) -> Call | None:
-    """The call that made a scheduler of torch's or of transformers'."""
-    ways = options(value)
-    if len(ways) != 1 or not isinstance(ways[0], Result):
+def _made_in(store: Store) -> Call | None:
+    """The call in a `name = StepLR(...)`: one that makes a scheduler of torch or transformers."""
+    ways = options(store.value)
+    if store.kind != "name" or len(ways) != 1 or not isinstance(ways[0], Result):
+        return None
+    if store.value_place != ways[0].call.place:
         return None
     call = ways[0].call
     is_known = call.qualified.startswith(("torch.optim.lr_scheduler.", "transformers."))
