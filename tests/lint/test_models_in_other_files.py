@@ -48,7 +48,7 @@ def train(loader, optimizer):
 def test_the_problem_is_shown_where_the_model_applies_the_activation(
     project: MakeProject, last: str, criterion: str, rule: str
 ) -> None:
-    files = {
+    files: dict[str, str | bytes] = {
         "nets/small.py": MODEL.format(last=last),
         "train.py": LOOP.format(criterion=criterion),
     }
@@ -68,7 +68,7 @@ def test_the_problem_is_shown_where_the_model_applies_the_activation(
 def test_a_model_that_fits_its_loss_is_no_problem(
     project: MakeProject, last: str, criterion: str
 ) -> None:
-    files = {
+    files: dict[str, str | bytes] = {
         "nets/small.py": MODEL.format(last=last),
         "train.py": LOOP.format(criterion=criterion),
     }
@@ -76,7 +76,7 @@ def test_a_model_that_fits_its_loss_is_no_problem(
 
 
 def test_the_message_names_the_softmax_the_loss_and_what_to_write(project: MakeProject) -> None:
-    files = {
+    files: dict[str, str | bytes] = {
         "nets/small.py": MODEL.format(last="nn.Softmax(dim=1)"),
         "train.py": LOOP.format(criterion="nn.CrossEntropyLoss()"),
     }
@@ -87,7 +87,8 @@ def test_the_message_names_the_softmax_the_loss_and_what_to_write(project: MakeP
         " `log_softmax` itself\n"
         "  11 |         return self.last(self.fc(x))\n"
         "     |                ^^^^^^^^^^^^^^^^^^^^^\n"
-        "  help: give the loss the logits, and apply the softmax only where probabilities are used\n"
+        "  help: give the loss the logits, and apply the softmax only where probabilities are"
+        " used\n"
         "\n"
         "1 problem in 1 of 2 files\n"
     )
