@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.modes import gradients
-from pytest_trainloop.source.roles import is_model
+from pytest_trainloop.source.roles import is_engine, is_model
 from pytest_trainloop.source.values import (
     Attribute,
     Collection,
@@ -148,6 +148,8 @@ def is_forward(call: Call) -> bool:
         return False
     if isinstance(callee, Instance):
         return callee.definition.is_module
+    if is_engine(callee):
+        return not call.discarded
     return is_model(callee) and not CRITERION_NAME.search(call.name) and not call.discarded
 
 

@@ -13,6 +13,7 @@ from pytest_trainloop.source.verbs import (
     is_backward,
     is_clearing,
     is_clip,
+    is_engine_step,
     is_scheduler_step,
     is_unscale,
     loss_of,
@@ -136,11 +137,11 @@ class TrainingLoop:
 
 
 def training_loops(trace: Trace) -> list[TrainingLoop]:
-    """The training loops of a trace, in order of their first step."""
+    """The training loops of a trace, in order of their first step, an engine's included."""
     backwards = [call for call in trace.calls if is_backward(call)]
     found: dict[int, TrainingLoop] = {}
     for call in trace.calls:
-        if not backwards or stepped_optimizer(call) is None:
+        if not backwards or (stepped_optimizer(call) is None and not is_engine_step(call)):
             continue
         context = _smallest(call, backwards)
         if context is not None:

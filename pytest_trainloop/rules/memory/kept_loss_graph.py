@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,9 @@ from pytest_trainloop.source.facts import (
     Loop,
     Operation,
     Place,
+    Result,
     Store,
+    Trace,
     TrainingLoop,
     Value,
     attached,
@@ -25,6 +28,9 @@ from pytest_trainloop.source.facts import (
     origins,
 )
 
+_BACKWARD = re.compile(r"backward|(\w+) = torch\.(?:max|min|maximum|minimum)\(\1\b")
+_EXTREME = re.compile(r"(\w+) = torch\.(?:max|min|maximum|minimum)\(\1\b")
+_EXTREMES = frozenset({"torch.max", "torch.min", "torch.maximum", "torch.minimum"})
 _ADDING = frozenset({"append", "appendleft", "add", "insert", "extend"})
 
 
@@ -46,7 +52,11 @@ class KeptLossGraph(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "+|append|add(|insert|extend")
+    triggers = (
+        "backward|torch.max(|torch.min(|imum(",
+        "for |while ",
+        "+|append|add(|insert|extend|torch.m",
+    )
     sources = (
         "https://pytorch.org/docs/stable/notes/faq.html#my-model-reports-cuda-runtime-error-2-out-of-memory",
         "https://github.com/google/brax/pull/152",
@@ -204,6 +214,36 @@ class KeptLossGraph(Rule):
                     optimizer.step()
                     outputs.append(output.cpu())  # error
                 return torch.cat(outputs)
+            """,
+        ),
+        Bad(
+            "a running maximum over restarts",
+            """
+            def attack(model, x, y, restarts):
+                worst_loss = torch.zeros(len(x))
+                worst = torch.zeros_like(x)
+                for _ in range(restarts):
+                    delta = torch.rand_like(x)
+                    loss = F.cross_entropy(model(x + delta), y, reduction="none")
+                    worst[loss > worst_loss] = delta[loss > worst_loss]
+                    worst_loss = torch.max(worst_loss, loss)  # error
+                return worst
+            """,
+        ),
+        Bad(
+            "a DeepSpeed engine back-propagates and steps",
+            """
+            import deepspeed
+            import torch
+
+            def train(net, loader):
+                outputs = []
+                model, optimizer, _, _ = deepspeed.initialize(model=net)
+                for batch in loader:
+                    output = model(**batch)
+                    outputs.append(output.logits.cpu())  # error
+                    model.backward(output.loss)
+                    model.step()
             """,
         ),
         Good(
@@ -371,6 +411,12 @@ class KeptLossGraph(Rule):
         ),
     )
 
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield the backward calls of a file that steps, and the running extremes of any."""
+        for match in (_BACKWARD if "step" in text else _EXTREME).finditer(text):
+            yield match.start()
+
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look in each training loop for attached values put where they outlive a turn."""
         for loop in file.loops:
@@ -378,12 +424,16 @@ class KeptLossGraph(Rule):
                 around = _outliving(kept, loop)
                 if around is not None and self._is_harmful(kept, loop):
                     yield self._report(kept, around)
+        for trace in file.traces:
+            for kept, around in _running_extremes(trace):
+                if not _is_back_propagated(kept, trace) and not _is_returned(kept, trace):
+                    yield self._report(kept, around)
 
     def _is_harmful(self, kept: _Kept, loop: TrainingLoop) -> bool:
         losses = [backward.loss for backward in loop.backwards if backward.loss is not None]
         return (
             attached(kept.value, losses) is True
-            and not _is_back_propagated(kept, loop)
+            and not _is_back_propagated(kept, loop.trace)
             and not _is_reset(kept, loop)
         )
 
@@ -451,6 +501,42 @@ def _re_added(store: Store) -> Iterator[_Kept]:
     yield _Kept(store, addend, store.value_place, text, store.bound_in, (value,), store.target)
 
 
+def _running_extremes(trace: Trace) -> Iterator[tuple[_Kept, Loop]]:
+    """`worst = torch.max(worst, loss)`: each turn hangs its graph onto the one before."""
+    for store in trace.stores:
+        value, loops = store.value, loops_of(store.context)
+        if store.kind != "name" or not loops or not isinstance(value, Result):
+            continue
+        call = value.call
+        if call.qualified not in _EXTREMES or call.argument_text(0) != store.target:
+            continue
+        if store.bound_in is None or loops[-1] in store.bound_in or call.argument(1) is None:
+            continue
+        if attached(call.args[1]) is True:
+            yield (
+                _Kept(
+                    store,
+                    call.args[1],
+                    call.argument_place(1),
+                    call.argument_text(1),
+                    store.bound_in,
+                    (value,),
+                    store.target,
+                ),
+                loops[-1],
+            )
+
+
+def _is_returned(kept: _Kept, trace: Trace) -> bool:
+    """Whether the whole leaves for a caller, who may back-propagate it."""
+    return any(
+        part is whole
+        for event in trace.returns
+        for part in origins(event.value)
+        for whole in kept.whole
+    )
+
+
 def _added(call: Call) -> Iterator[_Kept]:
     position = len(call.args) - 1
     for option in options(call.receiver) if call.receiver is not None else ():
@@ -480,14 +566,14 @@ def _outliving(kept: _Kept, loop: TrainingLoop) -> Loop | None:
     return None
 
 
-def _is_back_propagated(kept: _Kept, loop: TrainingLoop) -> bool:
+def _is_back_propagated(kept: _Kept, trace: Trace) -> bool:
     """Whether the whole that the value becomes part of reaches a backward, or may."""
-    for event in loop.trace.calls:
+    for event in trace.calls:
         if (
             event.method in ("backward", "manual_backward", "grad", "stack", "cat")
             or event.qualified == "builtins.sum"
         ):
-            if event.method in ("stack", "cat") and not _reaches_backward(event, loop):
+            if event.method in ("stack", "cat") and not _reaches_backward(event, trace):
                 continue
             for given in event.inputs:
                 found = list(origins(given))
@@ -496,10 +582,10 @@ def _is_back_propagated(kept: _Kept, loop: TrainingLoop) -> bool:
     return False
 
 
-def _reaches_backward(call: Call, loop: TrainingLoop) -> bool:
+def _reaches_backward(call: Call, trace: Trace) -> bool:
     return any(
         getattr(part, "call", None) is call
-        for backward in loop.trace.calls
+        for backward in trace.calls
         if backward.method in ("backward", "manual_backward")
         for given in backward.inputs
         for part in origins(given)
