@@ -311,8 +311,8 @@ class BackwardBypassesAccelerator(Rule):
         written = f"{way}({call.receiver_text})"
         return self.finding(
             call.place,
-            f"`{call.text}` back-propagates past `{way}`, but `{step.call.text}` belongs to an "
-            f"optimizer of `{way.rpartition('.')[0]}`",
+            f"`{call.text}` back-propagates past `{way}`, but `{step.call.text}` steps an "
+            f"optimizer that `{way.rpartition('.')[0]}` manages",
             f"write `{written}`",
             None
             if call.args or call.keywords

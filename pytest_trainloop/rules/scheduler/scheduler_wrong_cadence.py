@@ -461,7 +461,11 @@ def _epochs_counted(made: Call, epochs: Loop) -> str:
     if not all(isinstance(number, int) and 1 < number <= most for number in numbers):
         return ""
     # A number written down may well mean batches where a loop has few of them.
-    return f"`{keyword}` of `{text}` lies within the {most} epochs" if numbers and most > 1 else ""
+    return (
+        f"`{keyword}` of `{text}` lies within the {most} epochs of the loop"
+        if numbers and most > 1
+        else ""
+    )
 
 
 def _bound(loop: Loop) -> Value | None:
