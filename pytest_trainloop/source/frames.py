@@ -48,8 +48,8 @@ class Loop(Frame):
 
     @property
     def header(self) -> str:
-        """The loop's first line, as written."""
-        return self.file.lines[self.line - 1].strip()
+        """The loop's first line, as written, without a comment at its end."""
+        return self.file.lines[self.line - 1].partition("  #")[0].strip()
 
 
 @dataclass(slots=True, eq=False, repr=False)
