@@ -286,7 +286,10 @@ def _loop_of_batches_or_epochs(loop: TrainingLoop, made: Call) -> Loop | None:
     return around[-1] if _COUNTS_EPOCHS.search(around[-1].header) else None
 
 
-_COUNTS_EPOCHS = re.compile(r"^for \(?(?:i_?)?_?(?:epoch|ep|e)(?:_?(?:idx|id|i|num|no|nr))?\b")
+_COUNTS_EPOCHS = re.compile(
+    r"^for \(?_?(?:i_?)?epoch\w*\b|^for (?:e|ep) in (?:tqdm\()?t?range\("
+    r"|^for \w+ in (?:tqdm\()?t?range\([^)]*epochs?\b"
+)
 _BATCHES = re.compile(r"\b\w*(?:loader|batch|dataset|epoch)\w*\b", re.IGNORECASE)
 
 

@@ -195,6 +195,19 @@ class SchedulerWrongCadence(Rule):
             """,
         ),
         Good(
+            "a cosine that swings within each epoch",
+            """
+            def train(model, loader, optimizer):
+                scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=50)
+                for epoch in range(200):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        scheduler.step()
+            """,
+        ),
+        Good(
             "a schedule of its own says what it counts",
             """
             def train(model, loader, optimizer, epochs):
@@ -425,7 +438,6 @@ _COUNTS = {
     "StepLR": (1, "step_size"),
     "MultiStepLR": (1, "milestones"),
     "CosineAnnealingLR": (1, "T_max"),
-    "LinearLR": (3, "total_iters"),
     "PolynomialLR": (1, "total_iters"),
     "OneCycleLR": (2, "total_steps"),
     "get_linear_schedule_with_warmup": (2, "num_training_steps"),
@@ -455,17 +467,22 @@ def _epochs_counted(made: Call, epochs: Loop) -> str:
         is_bound = len(bounds) == 1 and all(same(leaf, bounds[0]) for leaf in names)
         return f"`{keyword}` is `{text}`, made from the number of epochs" if is_bound else ""
     most = constant(bound)
-    numbers = [constant(leaf) for leaf in leaves]
     if not isinstance(most, int) or not isinstance(given, Constant | Collection):
         return ""
-    if not all(isinstance(number, int) and 1 < number <= most for number in numbers):
+    if not _is_within(keyword, [constant(leaf) for leaf in leaves], most):
         return ""
-    # A number written down may well mean batches where a loop has few of them.
-    return (
-        f"`{keyword}` of `{text}` lies within the {most} epochs of the loop"
-        if numbers and most > 1
-        else ""
-    )
+    return f"`{keyword}` of `{text}` lies within the {most} epochs of the loop"
+
+
+def _is_within(keyword: str, numbers: list[object], most: int) -> bool:
+    """Whether numbers that are written down are numbers of epochs, if there are `most` of them.
+
+    A short cosine may be meant to swing within an epoch; one as long as the run is not.
+    """
+    if keyword == "T_max":
+        return numbers == [most]
+    whole = [number for number in numbers if isinstance(number, int) and 1 < number <= most]
+    return bool(numbers) and len(whole) == len(numbers)
 
 
 def _bound(loop: Loop) -> Value | None:
