@@ -78,6 +78,12 @@ from pytest_trainloop.source.networks import (
 )
 from pytest_trainloop.source.place import Place
 from pytest_trainloop.source.randomness import global_seed, random_stream
+from pytest_trainloop.source.replicas import (
+    is_asked_for_replica,
+    is_replica,
+    replicas,
+    unwrapped,
+)
 from pytest_trainloop.source.resuming import is_loaded, start_of
 from pytest_trainloop.source.roles import (
     identity,
@@ -282,6 +288,7 @@ __all__ = [
     "has_state",
     "identity",
     "is_accelerator",
+    "is_asked_for_replica",
     "is_backward",
     "is_clearing",
     "is_clip",
@@ -301,6 +308,7 @@ __all__ = [
     "is_optimizer",
     "is_out_of_order",
     "is_output_of",
+    "is_replica",
     "is_scaled_backward",
     "is_scaler",
     "is_scheduler",
@@ -327,6 +335,7 @@ __all__ = [
     "origins",
     "predicted",
     "random_stream",
+    "replicas",
     "same",
     "samplers_of",
     "spelling",
@@ -338,4 +347,5 @@ __all__ = [
     "trained_forwards",
     "trains",
     "trains_automatically",
+    "unwrapped",
 ]

@@ -56,7 +56,10 @@ class LoaderPass:
 
 
 def loader_passes(trace: Trace) -> Iterator[LoaderPass]:
-    """The data loaders that the training loops of a trace go through more than once."""
+    """The data loaders that the training loops of a trace go through more than once.
+
+    Where several loops begin another pass, the innermost comes first.
+    """
     seen: set[tuple[int, int]] = set()
     contexts = [call.context for call in trace.calls if is_backward(call)]
     for found in (*_looped(contexts), *_drawn(trace, contexts)):
@@ -77,7 +80,7 @@ def _looped(contexts: list[Context]) -> Iterator[LoaderPass]:
                     yield LoaderPass(loader, frame, endless)
                 yield from (
                     LoaderPass(loader, frame, outer)
-                    for outer in context[:depth]
+                    for outer in reversed(context[:depth])
                     if isinstance(outer, Loop) and outer not in loader.context
                 )
 
@@ -88,10 +91,11 @@ def _drawn(trace: Trace, contexts: list[Context]) -> Iterator[LoaderPass]:
         if call.qualified != "builtins.next" or not call.args:
             continue
         loops = [frame for frame in call.context if isinstance(frame, Loop)]
-        trained = [loop for loop in loops if any(loop in context for context in contexts)]
+        if not loops or not any(loops[-1] in context for context in contexts):
+            continue
         for loader, endless in loaders_behind(call.args[0]):
-            if endless is not None and trained and trained[-1] not in loader.context:
-                yield LoaderPass(loader, trained[-1], endless)
+            if endless is not None and loops[-1] not in loader.context:
+                yield LoaderPass(loader, loops[-1], endless)
 
 
 def loaders_behind(

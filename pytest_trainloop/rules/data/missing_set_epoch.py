@@ -373,13 +373,12 @@ class MissingSetEpoch(Rule):
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for loaders with a shuffling sampler that are trained on more than once."""
         for trace in file.traces:
-            told: list[Call] = []
-            for found in loader_passes(trace):
-                for sampler in _distributed_samplers(found.loader):
-                    if sampler in told or _may_be_told(trace, found, sampler):
-                        continue
-                    told.append(sampler)
-                    yield self._report(trace, found, sampler)
+            passes = list(loader_passes(trace))
+            samplers = {id(call): call for one in passes for call in _distributed_samplers(one)}
+            for sampler in samplers.values():
+                drawn = [one for one in passes if sampler in _distributed_samplers(one)]
+                if not any(_may_be_told(trace, one, sampler) for one in drawn):
+                    yield self._report(trace, drawn[0], sampler)
 
     def _report(self, trace: Trace, found: LoaderPass, sampler: Call) -> Finding:
         name = _name_of(trace, sampler)
@@ -396,9 +395,9 @@ class MissingSetEpoch(Rule):
         )
 
 
-def _distributed_samplers(loader: Call) -> Iterator[Call]:
+def _distributed_samplers(found: LoaderPass) -> Iterator[Call]:
     """The shuffling `DistributedSampler(...)` calls that a loader may draw by."""
-    for value in samplers_of(loader):
+    for value in samplers_of(found.loader):
         for option in options(value):
             if not isinstance(option, Result):
                 continue
