@@ -82,6 +82,13 @@ def _without_gradients(run: Run, optimizer: Optimizer, own: list[Parameter]) -> 
         return None
     where = run.backwards[-1].where
     names = listed([parameter.name for parameter in own])
+    if any(parameter.had_gradient for parameter in own):
+        return Cause(
+            f"all gradients are zero when {title(optimizer)} steps: those of {names}",
+            "look for gradients that are filled with zeros between `backward()` and `step()`, and"
+            " for a loss that does not change with the model's output (clamped, saturated)",
+            (f"backward was called at {where}",),
+        )
     if any(parameter.reached for parameter in own):
         return Cause(
             f"the gradients are gone when {title(optimizer)} steps: none of {names} has one",

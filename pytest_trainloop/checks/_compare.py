@@ -147,17 +147,23 @@ def _batch_differs(
 ) -> Difference | None:
     if not ours.batches or not theirs.batches or ours.batches[-1] == theirs.batches[-1]:
         return None
-    seen_at = [step.number for step in uninterrupted if ours.batches[-1] in step.batches]
-    if seen_at:
+    seen = [step for step in uninterrupted if ours.batches[-1] in step.batches]
+    here = [step for step in seen if step.epoch == theirs.epoch]
+    if here:
         return Difference(
             "batch",
-            f"it was given the batch of step {seen_at[0]}: the data position is not restored",
+            f"it was given the batch of step {here[0].number}: the data position is not restored",
             "save how far the epoch has come and skip what was seen, or save"
             " `StatefulDataLoader.state_dict()`",
         )
+    which = (
+        f"the batch of step {seen[0].number}, of another epoch"
+        if seen
+        else "a batch that the uninterrupted run never saw"
+    )
     return Difference(
         "batch",
-        "it was given a batch that the uninterrupted run never saw: the data order is not restored",
+        f"it was given {which}: the data order is not restored",
         "give the sampler a generator, save its state as it was when the epoch began, and"
         " skip what was seen",
     )

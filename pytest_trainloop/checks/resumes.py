@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 
     from pytest_trainloop.checks._body import Body
 
+#: pytest leaves our frames out of a traceback of the user's code.
+__tracebackhide__ = True
+_WHOLE, _STOPPED, _RESUMED = (
+    "uninterrupted run",
+    "run that was interrupted",
+    "run that went on from what was saved",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resumes(Check):
@@ -78,14 +86,14 @@ class Resumes(Check):
         else:
             stopped = self._preempt(body, folder, whole)
         interruption = Interruption(resuming=True)
-        resumed = _fingerprints(body, folder, StopAfter(self.steps), interruption)
+        resumed = _fingerprints(body, folder, StopAfter(self.steps), _RESUMED, interruption)
         return _compare(whole, resumed, stopped, capped=whole.made >= self.steps)
 
     def _uninterrupted(self, body: Body) -> RunPrint:
         """Two uninterrupted runs; the first one's fingerprints, once the second equals it."""
         runs = []
         for _ in range(2):
-            prints = _fingerprints(body, body.new_folder(), StopAfter(self.steps))
+            prints = _fingerprints(body, body.new_folder(), StopAfter(self.steps), _WHOLE)
             runs.append(prints)
         found = first_difference_of_runs(runs[1], runs[0])
         if found is not None:
@@ -100,7 +108,7 @@ class Resumes(Check):
     def _stop_as_planned(self, body: Body, folder: Path, whole: RunPrint) -> int:
         """Let the body stop by itself; the number of training steps it made."""
         interruption = Interruption(stopping=True)
-        stopped = _fingerprints(body, folder, StopAfter(self.steps), interruption)
+        stopped = _fingerprints(body, folder, StopAfter(self.steps), _STOPPED, interruption)
         if stopped.made >= whole.made:
             raise CannotJudgeError(
                 f"the run that was to stop early made all {whole.made} training steps",
@@ -122,7 +130,7 @@ class Resumes(Check):
                 advice="let it make at least 2 training steps, better 8",
             )
         after = self.after or _where_to_preempt(whole)
-        preempted = _fingerprints(body, folder, StopAfter(after))
+        preempted = _fingerprints(body, folder, StopAfter(after), _STOPPED)
         if not preempted.saved_after:
             raise CannotJudgeError(
                 f"the loop wrote nothing to `checkpoint_dir` before it was preempted after"
@@ -133,12 +141,15 @@ class Resumes(Check):
 
 
 def _fingerprints(
-    body: Body, folder: Path, stop: StopAfter, interruption: Interruption | None = None
+    body: Body,
+    folder: Path,
+    stop: StopAfter,
+    title: str,
+    interruption: Interruption | None = None,
 ) -> RunPrint:
     take = TakeFingerprints(folder)
-    run = body.run_afresh(take, stop, folder=folder, interruption=interruption)
-    resuming = interruption is not None and interruption.resuming
-    cause = None if resuming else nothing_ran(run)
+    run = body.run_afresh(take, stop, folder=folder, title=title, interruption=interruption)
+    cause = None if title == _RESUMED else nothing_ran(run)
     if cause is not None:
         raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
     return take.prints

@@ -39,6 +39,8 @@ class StepPrint:
     #: The step's number among those of its optimizer, and that optimizer.
     number: int
     optimizer: str
+    #: How many passes over the data had ended before it.
+    epoch: int
     loss: float | None
     learning_rates: tuple[float, ...]
     weights: dict[str, Digest]
@@ -145,6 +147,7 @@ class TakeFingerprints(Listener):
         return StepPrint(
             number=step.number,
             optimizer=type(optimizer).__name__,
+            epoch=len(self.prints.epoch_ends),
             loss=None,
             learning_rates=step.learning_rates,
             weights={name: digest(tensor) for name, tensor in parameters},
