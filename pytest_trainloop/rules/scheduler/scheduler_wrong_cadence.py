@@ -178,7 +178,8 @@ class SchedulerWrongCadence(Rule):
             def main(model, loader, optimizer, warmup):
                 scheduler = LambdaLR(optimizer, lambda i: min(1.0, (i + 1) / warmup))
                 for epoch in range(10):
-                    train_epoch(model, loader, optimizer, scheduler)
+                    if epoch < 5:
+                        train_epoch(model, loader, optimizer, scheduler)
             """,
         ),
         Good(
@@ -296,6 +297,53 @@ class SchedulerWrongCadence(Rule):
             """,
         ),
         Good(
+            "a loop of iterations, without epochs",
+            """
+            def train(model, batches, optimizer):
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 100)
+                for i in range(1000):
+                    x, y = next(batches)
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    scheduler.step()
+            """,
+        ),
+        Good(
+            "timm's schedulers have a method for each cadence",
+            """
+            from timm.scheduler import CosineLRScheduler
+            import torch.nn.functional as F
+
+            def train(model, loader, optimizer, epochs):
+                scheduler = CosineLRScheduler(optimizer, t_initial=epochs)
+                updates = 0
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                        updates += 1
+                        scheduler.step_update(num_updates=updates)
+                    scheduler.step(epoch + 1)
+            """,
+        ),
+        Good(
+            "torch's chained schedulers, once an epoch",
+            """
+            def train(model, loader, optimizer, epochs):
+                warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=5)
+                cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+                scheduler = torch.optim.lr_scheduler.ChainedScheduler([warmup, cosine])
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    scheduler.step()
+            """,
+        ),
+        Good(
             "Lightning is told the interval",
             """
             import lightning as L
@@ -396,13 +444,17 @@ class _Cadence:
         return bool(loops) and loops[-1] is self.epochs and not self._conditions(self.epochs)
 
     def _conditions(self, loop: Loop) -> list[Branch]:
-        """The branches inside a loop that the step depends on, but for that on the scheduler."""
+        """The branches inside a loop that the step depends on, and the batch loop does not.
+
+        That there is a scheduler at all is no such condition.
+        """
         inner: Context = self.call.context[self.call.context.index(loop) :]
         name = re.escape(self.call.receiver_text)
         return [
             frame
             for frame in inner
             if isinstance(frame, Branch)
+            and frame not in self.training.context
             and not re.fullmatch(rf"{name}( is not None| != None)?", frame.test_text)
         ]
 
