@@ -44,6 +44,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="lint the collected Python files and notebooks, an item for each",
     )
+    group.addoption(
+        "--trainloop-watch",
+        action="store_true",
+        help="watch the training loops in all tests, not only in marked ones, and warn of what"
+        " is wrong with them",
+    )
+    for verb, what in (("select", "only these"), ("ignore", "all but these")):
+        text = f"watch for {what} rules or families, separated by commas"
+        group.addoption(f"--trainloop-{verb}", metavar="NAMES", help=text)
+        parser.addini(f"trainloop_{verb}", text, type="args", default=[])
+    parser.addini(
+        "trainloop_watch",
+        "what a broken rule does in a watched test: error, warn, or off (default: error in a"
+        " marked test, else warn)",
+        default="",
+    )
     parser.addini("trainloop_seed", "seed for tests of training loops (default: 0)", default="0")
 
 
@@ -52,6 +68,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "tiny(task='classification', ...): what the tiny_* fixtures are made of"
     )
+    config.addinivalue_line(
+        "markers", "trainloop(ignore=[...]): watch this test; name rules that have no say in it"
+    )
     full = config.getoption("markers", default=False)
     for name in check_names():
         config.addinivalue_line("markers", _marker_help(name) if full else name)
@@ -59,6 +78,27 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_trainloop.lint_items import LintItems
 
         config.pluginmanager.register(LintItems(config), "trainloop-lint")
+    if config.getoption("trainloop_watch"):
+        config.pluginmanager.register(_WatchAll(), "trainloop-watch")
+    names = ("trainloop_watch", "trainloop_select", "trainloop_ignore")
+    if any(map(config.getini, names)) or any(map(config.getoption, names)):
+        from pytest_trainloop.checks._watched import Watching
+
+        Watching.of(config).refuse_wrong_names()
+
+
+class _WatchAll:
+    """The hook of `--trainloop-watch`."""
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        """Watch a test that no marker has watched already."""
+        if _checks_of(item) or _is_marked(item):
+            return (yield)
+        from pytest_trainloop.checks._watched import watched
+
+        with watched(item):
+            return (yield)
 
 
 def _marker_help(name: str) -> str:
@@ -90,13 +130,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """
     __tracebackhide__ = True
     names = _checks_of(pyfuncitem)
-    if not names and not any(name in _SEEDED for name in pyfuncitem.fixturenames):
+    marked = _is_marked(pyfuncitem)
+    if not names and not marked and not any(name in _SEEDED for name in pyfuncitem.fixturenames):
         return None
-    from pytest_trainloop.checks._item import run_checks, run_seeded
+    from pytest_trainloop.checks._item import run_checks, run_marked, run_seeded
 
     if names:
         run_checks(pyfuncitem, names, _seed(pyfuncitem.config))
         return True
+    if marked:
+        return run_marked(pyfuncitem, _seed(pyfuncitem.config))
     return run_seeded(pyfuncitem, _seed(pyfuncitem.config))
 
 
@@ -130,6 +173,10 @@ def _reports(terminalreporter: Any) -> list[pytest.TestReport]:
 def _checks_of(item: pytest.Item) -> list[str]:
     names = check_names()
     return sorted({mark.name for mark in item.iter_markers() if mark.name in names})
+
+
+def _is_marked(item: pytest.Item) -> bool:
+    return item.get_closest_marker("trainloop") is not None
 
 
 def _seed(config: pytest.Config) -> int:

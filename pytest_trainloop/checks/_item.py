@@ -11,17 +11,19 @@ from _pytest.outcomes import Failed
 
 from pytest_trainloop.checks import check_class
 from pytest_trainloop.checks._options import OptionError, read_options
-from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError
+from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, SymptomError
+from pytest_trainloop.checks._watched import PROPERTY, Watching, explained, judge
+from pytest_trainloop.checks._watched import report as report_line
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks._body import Body
     from pytest_trainloop.checks._check import Check
+    from pytest_trainloop.checks._verdict import Verdict
+    from pytest_trainloop.rules import Observation
     from pytest_trainloop.runtime.tiny import Tiny
 
 #: How a check ended that could be judged neither kept nor broken.
 CANNOT_JUDGE = "cannot judge"
-#: The key of the user property that tells a report how its checks ended.
-PROPERTY = "trainloop"
 
 
 class Unjudged(Failed):
@@ -46,20 +48,55 @@ def run_checks(item: pytest.Function, names: list[str], seed: int) -> None:
 
 
 def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
+    """Judge a promise, and what rules say of the run that it was judged by.
+
+    A rule that was broken comes first, unless the check knows a cause itself.
+    """
+    __tracebackhide__ = True
+    ended: Verdict | PromiseBrokenError | CannotJudgeError
+    try:
+        ended = check.judge(body)
+    except (PromiseBrokenError, CannotJudgeError) as no_verdict:
+        ended = no_verdict
+    _report_end(item, check, ended)
+    if isinstance(ended, PromiseBrokenError) and not isinstance(ended, SymptomError):
+        _end(Failed(_text(item, check.name, ended.cause, ended.lines()), pytrace=False))
+    found = _findings(item, body)
+    for one in found:
+        report_line(item, one.rule, "failed", one.message)
+    title = f"{check.name}: {CANNOT_JUDGE}" if isinstance(ended, CannotJudgeError) else check.name
+    if found:
+        symptom = f"{title}: {ended.cause}" if isinstance(ended, Exception) else ""
+        _end(Failed(_broken_rules(item, found, symptom), pytrace=False))
+    if isinstance(ended, PromiseBrokenError):
+        _end(Failed(_text(item, title, ended.cause, ended.lines()), pytrace=False))
+    if isinstance(ended, CannotJudgeError):
+        _end(Unjudged(_text(item, title, ended.cause, ended.lines()), pytrace=False))
+
+
+def _report_end(
+    item: pytest.Function, check: Check, ended: Verdict | PromiseBrokenError | CannotJudgeError
+) -> None:
+    if isinstance(ended, CannotJudgeError):
+        report_line(item, check.name, CANNOT_JUDGE, ended.cause)
+    elif isinstance(ended, PromiseBrokenError):
+        report_line(item, check.name, "failed", ended.cause)
+    else:
+        report_line(item, check.name, "passed", ended.summary, **ended.facts)
+
+
+def _findings(item: pytest.Function, body: Body) -> list[Observation]:
     __tracebackhide__ = True
     try:
-        verdict = check.judge(body)
-        _report(item, check, "passed", verdict.summary, **verdict.facts)
-        return
-    except PromiseBrokenError as broken:
-        _report(item, check, "failed", broken.cause)
-        text = _text(item, check.name, broken.cause, broken.lines())
-        outcome = Failed(text, pytrace=False)
-    except CannotJudgeError as reason:
-        _report(item, check, CANNOT_JUDGE, reason.cause)
-        text = _text(item, f"{check.name}: {CANNOT_JUDGE}", reason.cause, reason.lines())
-        outcome = Unjudged(text, pytrace=False)
-    _end(outcome)
+        return Watching.of(item.config).findings(item, body.first, marked=True)
+    except OptionError as wrong:
+        problem = str(wrong)
+    pytest.fail(f"usage error: {problem}", pytrace=False)
+
+
+def _broken_rules(item: pytest.Function, found: list[Observation], symptom: str) -> str:
+    parts = [*map(explained, found), *([f"  {symptom}"] if symptom else ())]
+    return "\n".join([*parts, f"  To reproduce: {_command(item)}"])
 
 
 def _end(outcome: Failed) -> NoReturn:
@@ -91,18 +128,13 @@ def _refuse_what_cannot_run(item: pytest.Function, checks: list[Check]) -> None:
                 )
 
 
-def _report(
-    item: pytest.Function, check: Check, outcome: str, summary: str, **facts: object
-) -> None:
-    item.user_properties.append(
-        (PROPERTY, {"check": check.name, "outcome": outcome, "summary": summary, **facts})
-    )
-
-
 def _text(item: pytest.Function, title: str, cause: str, lines: list[str]) -> str:
-    command = f"pytest -p trainloop '{item.nodeid}'"
-    below = [f"  {line}" for line in [*lines, f"To reproduce: {command}"]]
+    below = [f"  {line}" for line in [*lines, f"To reproduce: {_command(item)}"]]
     return "\n".join([f"{title}: {cause}", *below])
+
+
+def _command(item: pytest.Function) -> str:
+    return f"pytest -p trainloop '{item.nodeid}'"
 
 
 def run_seeded(item: pytest.Function, seed: int) -> bool | None:
@@ -118,6 +150,17 @@ def run_seeded(item: pytest.Function, seed: int) -> bool | None:
     with seeded(seed):
         item.obj(**{name: item.funcargs[name] for name in item._fixtureinfo.argnames})
     return True
+
+
+def run_marked(item: pytest.Function, seed: int) -> bool | None:
+    """Call a test that is marked to be watched, without any check, its global RNG seeded."""
+    __tracebackhide__ = True
+    from pytest_trainloop.runtime.watch import watch
+
+    with watch() as run:
+        called = run_seeded(item, seed)
+    judge(item, run, marked=True)
+    return called
 
 
 def tiny_options(item: pytest.Item) -> Tiny:

@@ -61,6 +61,8 @@ def _fits(value: object, hint: Any) -> bool:
         return any(_fits(value, part) for part in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(one, get_args(hint)[0]) for one in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if hint is float else hint)
@@ -69,6 +71,12 @@ def _fits(value: object, hint: Any) -> bool:
 def _readable(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
-    parts = get_args(hint) or (hint,)
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "a string"}
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        str: "a string",
+    }
+    names[list[str]] = names[tuple[str, ...]] = "a list of strings"
     return " or ".join(names.get(part, "None") for part in parts)

@@ -34,5 +34,9 @@ class PromiseBrokenError(_JudgementError):
     """The loop does not keep the promise."""
 
 
+class SymptomError(PromiseBrokenError):
+    """As its base, but why is not known: what a rule found in the run comes before it."""
+
+
 class CannotJudgeError(_JudgementError):
     """The promise can be judged neither kept nor broken, for the reason given as cause."""

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pytest_trainloop.checks._cause import nothing_learns, nothing_ran, title
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._options import OptionError
-from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
-from pytest_trainloop.runtime.drive import FreezeBatch, FreezeChance, StopAfter, Stopped
+from pytest_trainloop.checks._verdict import (
+    CannotJudgeError,
+    PromiseBrokenError,
+    SymptomError,
+    Verdict,
+)
+from pytest_trainloop.runtime.drive import FreezeBatch, FreezeChance, StopAfter
 from pytest_trainloop.runtime.trend import FEWEST, Trend, has_reached, sparkline, target, trend_of
 
 if TYPE_CHECKING:
@@ -193,8 +198,7 @@ class _StopOnceFallen(StopAfter):
         super().after_step(optimizer, step)
         fallen = (has_reached(losses, self.check.fall) for losses in self.series.values())
         if self.series and all(fallen):
-            self.stopped = True
-            raise Stopped
+            self.stop()
 
 
 def describe(losses: list[float]) -> str:
@@ -225,7 +229,7 @@ def _refuse(
     data = "one frozen batch" if frozen else "the data the test gave it"
     if trend is Trend.SETTLED:
         goal = target(losses[0], check.fall)
-        raise PromiseBrokenError(
+        raise SymptomError(
             f"the loss settled at {losses[-1]:.4g} on {data}; {goal:.4g} was to be reached",
             describe(losses),
             *_gradients(run, index),
@@ -234,7 +238,7 @@ def _refuse(
             " loss with a higher floor takes @overfits(fall=...)",
         )
     verb = "rises" if trend is Trend.RISING else "does not fall"
-    raise PromiseBrokenError(
+    raise SymptomError(
         f"the loss {verb} on {data}: {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps",
         describe(losses),
         *_gradients(run, index),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_trainloop.runtime.observe import Listener
 from pytest_trainloop.runtime.seed import put_states, take_states
@@ -12,6 +12,7 @@ from pytest_trainloop.runtime.seed import put_states, take_states
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from pytest_trainloop.runtime.observe import Observer
     from pytest_trainloop.runtime.record import Step
 
 
@@ -32,13 +33,25 @@ class StopAfter(Listener):
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.stopped = False
+        self._observer: Observer | None = None
+
+    def begin(self, observer: Observer) -> None:
+        """Remember whose run it is."""
+        self._observer = observer
 
     def after_step(self, optimizer: Optimizer, step: Step) -> None:
         """Raise `Stopped` once there were enough."""
         __tracebackhide__ = True
         if step.number >= self.steps:
-            self.stopped = True
-            raise Stopped
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Stop the run now."""
+        __tracebackhide__ = True
+        self.stopped = True
+        if self._observer is not None:
+            self._observer.run.stopped = True
+        raise Stopped
 
 
 class FreezeBatch(Listener):
@@ -50,6 +63,10 @@ class FreezeBatch(Listener):
 
     def __init__(self) -> None:
         self._frozen: dict[int, Any] = {}
+
+    def begin(self, observer: Observer) -> None:
+        """Leave word that every batch will be the same."""
+        observer.run.frozen = True
 
     def deliver(self, loader: int, batch: Any) -> Any:
         """Return a copy of the first batch: the loop may change what it is given."""

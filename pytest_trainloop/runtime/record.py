@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, SupportsFloat, TypeVar
+
+if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
 
 #: Steps of an optimizer that are looked at closely: each of the first, then one in so many.
 CLOSE_STEPS = 64
@@ -206,6 +209,12 @@ class Run:
     mode_modules: list[ModeModule] = field(default_factory=list)
     #: Uses of `torch.autograd.grad` outside of `backward`: a sign of updates by hand.
     gradient_calls: int = 0
+    #: Whether data and chance were frozen, so that every batch is the same.
+    frozen: bool = False
+    #: Whether the run was stopped from outside, before its own end.
+    stopped: bool = False
+    #: What the rules say of the record; set when the run is over.
+    judge: Callable[[Run], list[Observation]] | None = None
     #: Brings `parameters` up to date; set while the run is watched.
     survey: Callable[[], list[Parameter]] | None = None
     last_survey: list[Parameter] = field(default_factory=list)
@@ -234,6 +243,11 @@ class Run:
         if self.survey is not None:
             self.last_survey = self.survey()
         return self.last_survey
+
+    @property
+    def observations(self) -> list[Observation]:
+        """What rules found wrong in the run; empty while it goes on."""
+        return [] if self.judge is None else self.judge(self)
 
     def names(self, parameters: tuple[int, ...]) -> list[str]:
         """The names of parameters that an event gives as indices."""

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from pytest_trainloop.runtime.record import Run
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_trainloop.rules import Observation, Rule
     from pytest_trainloop.runtime.observe import Listener
 
 
@@ -21,6 +24,9 @@ def watch(*listeners: Listener) -> Iterator[Run]:
         with watch() as run:
             train(model, loader)
         print(run.losses, run.gradient_norms, run.learning_rates)
+        assert not run.observations
+
+    `run.observations` is what the rules found wrong, once the block has ended.
 
     Args:
         listeners: take part in the run, see `pytest_trainloop.runtime.observe.Listener`.
@@ -36,3 +42,18 @@ def watch(*listeners: Listener) -> Iterator[Run]:
     run = Run()
     with Observer(run, listeners):
         yield run
+    run.judge = observations
+
+
+def observations(run: Run, rules: Mapping[str, Rule] | None = None) -> list[Observation]:
+    """What `rules` find wrong in a run that is over.
+
+    Args:
+        run: its record.
+        rules: by name; by default all that are on by default.
+    """
+    if rules is None:
+        from pytest_trainloop.rules import all_rules
+
+        rules = {name: rule for name, rule in all_rules().items() if rule.default}
+    return [one for rule in rules.values() if rule.sees_runs() for one in rule.watch(run)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import call_of, counted, listed, title
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Attribute,
     Call,
@@ -32,6 +34,9 @@ from pytest_trainloop.source.facts import (
     options,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 
 class MissingZeroGrad(Rule):
@@ -448,6 +453,24 @@ class MissingZeroGrad(Rule):
                 yield self._report(loop, loop.loop, step)
             for mixed in mixed_gradients(loop):
                 yield self._report_mixed(mixed)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask whether a backward added to gradients that a step had used already."""
+        for index, optimizer in enumerate(run.optimizers):
+            looked = [step for step in run.steps_of(index) if step.stale is not None]
+            added = [step for step in looked if step.stale]
+            if not added:
+                continue
+            first = added[0]
+            yield self.observation(
+                f"the gradients of {listed(run.names(first.stale or ()))} are not cleared between"
+                f" steps of {title(optimizer)}: {len(added)} of {counted(len(looked), 'step')}"
+                " also used those of the step before",
+                f"call {call_of(optimizer, 'zero_grad')} once for each"
+                f" {call_of(optimizer, 'step')}, before the next `backward()`",
+                first.backwards[0].where if first.backwards else first.where,
+                (f"the first is step {first.number}",),
+            )
 
     def _report(self, loop: TrainingLoop, around: Loop, step: Step) -> Finding:
         name = step.optimizer_text
