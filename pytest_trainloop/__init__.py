@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks.overfits import overfits as overfits
+    from pytest_trainloop.checks.repeats import repeats as repeats
     from pytest_trainloop.checks.resumes import resumes as resumes
+    from pytest_trainloop.checks.trains import trains as trains
     from pytest_trainloop.runtime.watch import watch as watch
 
 __version__ = "0.1.0"
