@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_trainloop.source.facts import (
@@ -14,6 +15,16 @@ from pytest_trainloop.source.facts import (
     options,
     predicted,
 )
+
+#: A call of a loss function, or of what may be a loss object by its name.
+_CALLED = re.compile(
+    r"\b\w*(?:loss|Loss|criteri|crit|cross_entropy|_with_logits|nll|NLL|CE|BCE|xent)\w*\("
+)
+
+
+def loss_calls(text: str) -> Iterator[int]:
+    """Where a file may call a loss: words like `loss` are in every line of a training loop."""
+    return (match.start() for match in _CALLED.finditer(text))
 
 
 def activated_inputs(

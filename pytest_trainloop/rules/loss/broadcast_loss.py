@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
@@ -21,6 +22,15 @@ from pytest_trainloop.source.facts import (
 )
 
 _BROADCASTING = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
+#: A loss of torch that broadcasts, by its function or its class.
+_TORCH_LOSS = re.compile(r"\b(?:mse_loss|(?:smooth_)?l1_loss|huber_loss|\w*(?:MSE|L1|Huber)Loss)\b")
+#: A mean of squares or of absolute values, written by hand.
+_BY_HAND = re.compile(
+    r"(?:\*\*\s*2|\.pow\(2\)|\.square\(\)|\.abs\(\))\s*\)?\.(?:mean|sum)\("
+    r"|torch\.(?:mean|sum)\([^\n]*(?:\*\*\s*2|pow\(|square\(|abs\()"
+)
+#: A call of what may be a loss object.
+_CALLED = re.compile(r"\b\w*(?:loss|Loss|criterion|crit)\w*\(")
 _SHAPES = {"column": "(B, 1)", "flat": "(B,)"}
 
 
@@ -40,7 +50,11 @@ class BroadcastLoss(Rule):
     """
 
     since = "0.1"
-    triggers = ("loss|Loss|criterion|pow(|** 2|**2|square", "Linear")
+    triggers = (
+        "mse_loss|l1_loss|huber_loss|MSELoss|L1Loss|HuberLoss|mean()|sum()|mean(|sum(",
+        "Linear",
+        "squeeze(|view(|reshape(|flatten(|max(",
+    )
     sources = (
         "https://pytorch.org/docs/stable/generated/torch.nn.MSELoss.html",
         "https://pytorch.org/docs/stable/notes/broadcasting.html",
@@ -147,6 +161,12 @@ class BroadcastLoss(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where two tensors may be compared: reshaping and losses of other kinds are everywhere."""
+        wanted = (_BY_HAND, _TORCH_LOSS, _CALLED) if _TORCH_LOSS.search(text) else (_BY_HAND,)
+        return (match.start() for each in wanted for match in each.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Compare the shapes of the two sides of each loss that broadcasts."""

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
-from pytest_trainloop.rules.loss._activated_inputs import activated_inputs, loss_text, where
+from pytest_trainloop.rules.loss._activated_inputs import (
+    activated_inputs,
+    loss_calls,
+    loss_text,
+    where,
+)
 
 if TYPE_CHECKING:
     from pytest_trainloop.source.facts import FileFacts
@@ -252,6 +257,11 @@ class SoftmaxBeforeCrossEntropy(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where a loss may be called."""
+        return loss_calls(text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow the input of each cross entropy back to what it last went through."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
-from pytest_trainloop.rules.loss._activated_inputs import loss_text, where
+from pytest_trainloop.rules.loss._activated_inputs import loss_calls, loss_text, where
 from pytest_trainloop.source.facts import (
     Activation,
     Call,
@@ -169,6 +169,11 @@ class SoftmaxOverBatch(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where a loss may be called."""
+        return loss_calls(text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at the dimension of what feeds each classification loss."""
