@@ -12,6 +12,9 @@ import pytest
 
 from pytest_trainloop.runtime.drive import Interruption, Stopped
 
+#: pytest leaves our frames out of a traceback of the user's code.
+__tracebackhide__ = True
+
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.observe import Listener
     from pytest_trainloop.runtime.record import Run
@@ -60,7 +63,6 @@ class Body:
 
         Whatever the body raises comes out, except a `Stopped` of ours.
         """
-        __tracebackhide__ = True
         from pytest_trainloop.runtime.seed import seed_all
         from pytest_trainloop.runtime.watch import watch
 
@@ -74,16 +76,20 @@ class Body:
         return run
 
     def run_afresh(
-        self, *listeners: Listener, folder: Path, interruption: Interruption | None = None
+        self,
+        *listeners: Listener,
+        folder: Path,
+        title: str,
+        interruption: Interruption | None = None,
     ) -> Run:
         """Set the test's own fixtures up again, then run it.
 
         Args:
             listeners: take part in the run.
             folder: what the fixture `checkpoint_dir` is in this run.
+            title: which run it is, for the report of what the body raises.
             interruption: what the fixture `interruption` is.
         """
-        __tracebackhide__ = True
         from pytest_trainloop.runtime.seed import seed_all
 
         stage = stage_of(self.item)
@@ -92,8 +98,12 @@ class Body:
         for holder, state in self._wider:
             holder.load_state_dict(state)
         seed_all(self.seed)
-        _set_up_again(self.item)
-        return self.run(*listeners)
+        try:
+            _set_up_again(self.item)
+            return self.run(*listeners)
+        except Exception:
+            self.item.add_report_section("call", "trainloop", f"raised in the {title}")
+            raise
 
     def new_folder(self) -> Path:
         """An empty folder."""
@@ -110,10 +120,14 @@ def _set_up_again(item: pytest.Function) -> None:
     Fixtures of a wider scope stay. pytest has no public way; this is what its plugins that
     repeat tests do.
     """
-    __tracebackhide__ = True
     state = item.session._setupstate
     # Typed for tests, but it only asks for the chain of collectors that are to stay.
+    # Fixtures such as `tmp_path` take what they noted in the stash away with them, and would
+    # miss it when they are torn down the next time.
+    kept = dict(item.stash._storage)
     state.teardown_exact(cast("pytest.Item", item.parent))
+    for key, value in kept.items():
+        item.stash._storage.setdefault(key, value)
     for attribute in ("_instance", "_obj"):
         # Each run gets a fresh instance of its test class.
         if isinstance(item.parent, pytest.Class):

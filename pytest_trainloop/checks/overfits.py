@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pytest_trainloop.checks._body import Body
     from pytest_trainloop.runtime.record import Run, Step
 
+#: pytest leaves our frames out of a traceback of the user's code.
+__tracebackhide__ = True
+
 _LOOP = """
     import torch
     from torch import nn
