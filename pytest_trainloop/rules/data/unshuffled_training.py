@@ -9,6 +9,7 @@ from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
 from pytest_trainloop.source.facts import (
     Call,
     ClassFacts,
+    Element,
     FileFacts,
     Instance,
     LoaderPass,
@@ -296,8 +297,16 @@ def _is_made_by(value: Value, call: Call) -> bool:
 def _may_be_ordered(dataset: Value) -> bool:
     if isinstance(dataset, Instance):
         return _tells_of_order(dataset.definition)
-    made_by = [origin.call for origin in origins(dataset, 60) if isinstance(origin, Result)]
-    return any(_ORDERED.search(call.text) for call in made_by)
+    return any(_ORDERED.search(call.text) for call in _made_by(dataset))
+
+
+def _made_by(dataset: Value) -> Iterator[Call]:
+    """The calls that a dataset was made by, also those that chose its rows."""
+    for origin in origins(dataset, 60):
+        if isinstance(origin, Result):
+            yield origin.call
+        elif isinstance(origin, Element) and origin.key is not None:
+            yield from (key.call for key in options(origin.key) if isinstance(key, Result))
 
 
 def _tells_of_order(definition: ClassFacts) -> bool:
