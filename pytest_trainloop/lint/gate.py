@@ -46,4 +46,5 @@ class Gate:
 
 
 def _needs(triggers: Iterable[str]) -> list[list[bytes]]:
-    return [[word.encode() for word in trigger.split("|")] for trigger in triggers]
+    # A single word is refuted in one search; a long list of words in as many as it has.
+    return sorted(([word.encode() for word in trigger.split("|")] for trigger in triggers), key=len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
@@ -19,7 +20,8 @@ from pytest_trainloop.source.facts import (
 )
 
 _METHODS = ("zero_grad", "step", "backward", "eval", "train", "update")
-_ENDINGS = ("\n", "\r", " #", "  #", ";")
+#: A method's name at the end of a statement.
+_AT_THE_END = re.compile(rf"\.(?:{'|'.join(_METHODS)})[ \t]*(?:[;#\r\n]|$)")
 
 
 class UncalledMethod(Rule):
@@ -39,7 +41,7 @@ class UncalledMethod(Rule):
     """
 
     since = "0.1"
-    triggers = ("|".join(f".{method}{end}" for method in _METHODS for end in _ENDINGS),)
+    triggers = ("|".join(f".{method}" for method in _METHODS),)
     sources = (
         "https://pytorch.org/docs/stable/optim.html#taking-an-optimization-step",
         "https://docs.astral.sh/ruff/rules/useless-expression/",
@@ -141,6 +143,11 @@ class UncalledMethod(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield the methods' names that end a statement."""
+        return (match.start() for match in _AT_THE_END.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for statements that only name a method."""

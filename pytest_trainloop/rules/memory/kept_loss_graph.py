@@ -28,8 +28,7 @@ from pytest_trainloop.source.facts import (
     origins,
 )
 
-_BACKWARD = re.compile(r"backward|(\w+) = torch\.(?:max|min|maximum|minimum)\(\1\b")
-_EXTREME = re.compile(r"(\w+) = torch\.(?:max|min|maximum|minimum)\(\1\b")
+_EXTREME = re.compile(r"\s*(\w+) = torch\.(?:max|min|maximum|minimum)\(\1\b")
 _EXTREMES = frozenset({"torch.max", "torch.min", "torch.maximum", "torch.minimum"})
 _ADDING = frozenset({"append", "appendleft", "add", "insert", "extend"})
 
@@ -414,8 +413,13 @@ class KeptLossGraph(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Yield the backward calls of a file that steps, and the running extremes of any."""
-        for match in (_BACKWARD if "step" in text else _EXTREME).finditer(text):
-            yield match.start()
+        steps = "step" in text
+        for at in super().seek(text):
+            if text.startswith("backward", at):
+                if steps:
+                    yield at
+            elif _EXTREME.match(text, text.rfind("\n", 0, at) + 1):
+                yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look in each training loop for attached values put where they outlive a turn."""

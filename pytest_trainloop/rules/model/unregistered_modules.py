@@ -37,14 +37,14 @@ _LISTS = frozenset({"list", "tuple", "listcomp"})
 
 #: A list or dict that is bound to an attribute or a name, up to its end.
 _KEPT = re.compile(
-    r"self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\((?=\s*(?:nn\.)?[A-Z])|dict\(|list\()"
-    r"|\b(?P<name>\w+)\s*=\s*(?:\[|\{|dict\(|list\()"
+    r"\s*(?:self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\((?=\s*(?:nn\.)?[A-Z])|dict\(|list\()"
+    r"|(?P<name>\w+)(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|dict\(|list\())"
 )
 _END = re.compile(r"[\]}]|\n\s*\n")
 _MADE = re.compile(r"\bnn\.[A-Z]|\b[A-Z]\w*\(")
 #: What is put into one afterwards.
 _ADDED = re.compile(
-    r"\b(?P<into>\w+)(?:\.(?:append|extend|insert)\(|\[[^\]\n]*\]\s*=)"
+    r"\s*(?:\w+\.)*(?P<into>\w+)(?:\.(?:append|extend|insert)\(|\[[^\]\n]*\]\s*=)"
     r"\s*(?:\d+,\s*)?(?:\w+\.)*[A-Z]\w*\("
 )
 #: A container of that name that registers what it holds, or that is given it.
@@ -296,15 +296,15 @@ class UnregisteredModules(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Yield the lists and dicts that something with a class's name is put into."""
-        for match in _KEPT.finditer(text):
-            end = _END.search(text, match.end())
-            if _MADE.search(text, match.end(), end.start() if end else len(text)):
-                name = match["name"]
+        for at in super().seek(text):
+            start = text.rfind("\n", 0, at) + 1
+            kept, added = _KEPT.match(text, start), _ADDED.match(text, start)
+            if kept and _holds_a_module(text, kept.end()):
+                name = kept["name"]
                 if name is None or re.search(rf"= {name}\b", text):
-                    yield match.start()
-        for match in _ADDED.finditer(text):
-            if not re.search(_REGISTERED.format(match["into"]), text):
-                yield match.start()
+                    yield at
+            elif added and not re.search(_REGISTERED.format(added["into"]), text):
+                yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at each list or dict that a module keeps, and at what is put into it."""
@@ -344,6 +344,12 @@ def _maker_text(module: Value) -> str:
 def _collection_of(store: Store) -> Collection | None:
     found = [option for option in options(store.value) if isinstance(option, Collection)]
     return found[0] if len(found) == len(options(store.value)) == 1 else None
+
+
+def _holds_a_module(text: str, start: int) -> bool:
+    """Whether something with a class's name stands before the bracket that begins there ends."""
+    end = _END.search(text, start)
+    return bool(_MADE.search(text, start, end.start() if end else len(text)))
 
 
 def _first_hidden(trace: Trace, store: Store) -> Value | None:
