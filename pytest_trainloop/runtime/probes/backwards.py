@@ -72,7 +72,7 @@ class _Backwards:
         observer = self.observer
         self.count += 1
         losses = _as_list(args[0] if args else kwargs.get("tensors"))
-        weights = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
+        weights = _as_list(args[1] if len(args) > 1 else kwargs.get("grad_tensors"))
         where = observer.place()
         if where not in self.seen_places:
             self.seen_places.add(where)
@@ -80,7 +80,7 @@ class _Backwards:
         scale = scale_of(losses[0]) if observer.scalers and losses else 1.0
         inside = observer.people.optimizer(observer.stepping[0]) if observer.stepping else None
         event = Backward(
-            value=_value(losses, _as_list(weights), scale),
+            value=_value(losses, weights, scale),
             scale=scale,
             where=where,
             inside_step_of=inside.index if inside else None,
@@ -112,6 +112,8 @@ def _value(
     losses: list[Tensor], weights: list[Tensor | None], scale: float
 ) -> SupportsFloat | None:
     """The sum of what is back-propagated, each weighted with the gradient it is given."""
+    if len(losses) == 1 and not weights and scale == 1.0:
+        return cast("SupportsFloat | None", _weighted(losses[0], None))
     total: Any = None
     for position, loss in enumerate(losses):
         weight = weights[position] if position < len(weights) else None
