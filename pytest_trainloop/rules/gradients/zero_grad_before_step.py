@@ -160,6 +160,7 @@ class ZeroGradBeforeStep(Rule):
                     loss = F.cross_entropy(model(x), y)
                     loss.backward()
                     if not torch.isfinite(loss):
+                        print("skipped a batch: its loss is not finite")
                         optimizer.zero_grad()
                         continue
                     optimizer.step()
