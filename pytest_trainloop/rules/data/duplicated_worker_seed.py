@@ -220,6 +220,24 @@ class DuplicatedWorkerSeed(Rule):
             """,
         ),
         Good(
+            "one worker, which lives on",
+            """
+            import numpy as np
+            from torch.utils.data import DataLoader, Dataset
+
+            class Crops(Dataset):
+                def __init__(self, images):
+                    self.images = images
+                    self.rng = np.random.default_rng(0)
+
+                def __getitem__(self, index):
+                    return self.images[index][self.rng.integers(9) :]
+
+            def make_loader(images):
+                return DataLoader(Crops(images), num_workers=1, persistent_workers=True)
+            """,
+        ),
+        Good(
             "drawn once, when the dataset is made",
             """
             import numpy as np
@@ -292,7 +310,7 @@ class DuplicatedWorkerSeed(Rule):
             yield self.finding(
                 call.place,
                 f"`{call.text}` gives all workers of `{loader.name}` one seed: they draw the "
-                "same random numbers, in every epoch",
+                f"same random numbers{_how_often(loader)}",
                 "take the seed that the worker already has: `torch.initial_seed() % 2**32`",
             )
 
@@ -306,16 +324,22 @@ class DuplicatedWorkerSeed(Rule):
                     yield self.finding(
                         made.place,
                         f"`{store.target}` is copied into each worker of `{loader.name}`: all of "
-                        "them draw the same random numbers, in every epoch",
+                        f"them draw the same random numbers{_how_often(loader)}",
                         f"make `{store.target}` in the worker, at its first sample, with "
                         "`torch.initial_seed()` as its seed",
                     )
 
 
 def _has_workers(loader: Call) -> bool:
-    """Whether the loader surely has, or is made to have, worker processes."""
+    """Whether the loader is made with workers; one that lives on has a stream of its own."""
     given = loader.argument(5, "num_workers")
-    return given is not None and not any(constant(option) == 0 for option in options(given))
+    too_few = (0, 1) if "persistent_workers" in loader.keywords else (0,)
+    return given is not None and not any(constant(option) in too_few for option in options(given))
+
+
+def _how_often(loader: Call) -> str:
+    """When the copies begin anew: with each epoch, unless the workers live on."""
+    return "" if "persistent_workers" in loader.keywords else ", in every epoch"
 
 
 def _initializes(loader: Call) -> bool:
