@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -49,6 +50,9 @@ class Contents:
         try:
             status = os.stat(path)
             known = self._known.get(path)
+            if not stat.S_ISREG(status.st_mode):
+                # A pipe gives its content once, to whoever reads it first.
+                return None
             size, modified, changed = status.st_size, status.st_mtime_ns, status.st_ctime_ns
             if known and known[:3] == (size, modified, changed):
                 return known

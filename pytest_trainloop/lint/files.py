@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -61,13 +62,23 @@ def find_files(
         given = os.path.normpath(path)
         absolute = os.path.abspath(given)
         if os.path.isdir(given):
-            search.folder(given, absolute, search.ignores_above(absolute), ())
+            search.below(given, absolute)
         elif not os.path.lexists(given):
             search.found.errors.append(FileError(given, _missing(given)))
         elif not (force_exclude and is_excluded(absolute, is_folder=False)):
             search.take(given, absolute)
     search.found.paths.sort()
     return search.found
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder to search; `around` are the real paths of the folders around it."""
+
+    path: str
+    absolute: str
+    ignores: IgnoreStack
+    around: tuple[str, ...]
 
 
 class _Search:
@@ -79,59 +90,66 @@ class _Search:
         self._respect_gitignore = respect_gitignore
         self._taken: set[str] = set()
 
-    def ignores_above(self, folder: str) -> IgnoreStack:
-        return IgnoreStack.above(folder) if self._respect_gitignore else IgnoreStack()
-
     def take(self, path: str, absolute: str) -> None:
         if absolute not in self._taken:
             self._taken.add(absolute)
             self.found.paths.append(path)
 
-    def folder(
-        self, path: str, absolute: str, ignores: IgnoreStack, within: tuple[str, ...]
-    ) -> None:
-        """Take the files below a folder; `within` are the real paths of the folders around it."""
+    def below(self, path: str, absolute: str) -> None:
+        """Take the files below a folder."""
+        ignores = IgnoreStack.above(absolute) if self._respect_gitignore else IgnoreStack()
+        todo = [_Folder(path, absolute, ignores, ())]
+        # Not by recursion: folders can be nested deeper than calls.
+        while todo:
+            todo += self._in_folder(todo.pop())
+
+    def _in_folder(self, folder: _Folder) -> Iterator[_Folder]:
+        """Take the files of one folder; the folders in it."""
         try:
-            with os.scandir(path) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+            with os.scandir(folder.path) as listing:
+                entries = list(listing)
         except OSError as error:
-            self.found.errors.append(FileError(path, f"cannot be searched: {reason_of(error)}"))
+            reason = f"cannot be searched: {reason_of(error)}"
+            self.found.errors.append(FileError(folder.path, reason))
             return
         names = {entry.name for entry in entries}
-        if within and "pyvenv.cfg" in names:
+        if folder.around and "pyvenv.cfg" in names:
             return
+        ignores = folder.ignores
         if self._respect_gitignore and ".gitignore" in names:
-            ignores = ignores.with_file(absolute)
-        around = (*within, os.path.realpath(absolute))
-        for entry in entries:
-            self._entry(
-                entry, _joined(path, entry.name), f"{absolute}{os.sep}{entry.name}", ignores, around
-            )
+            ignores = ignores.with_file(folder.absolute)
+        around = (*folder.around, os.path.realpath(folder.absolute))
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            path = _joined(folder.path, entry.name)
+            absolute = f"{folder.absolute.rstrip(os.sep)}{os.sep}{entry.name}"
+            if _is_folder(entry):
+                below = _Folder(path, absolute, ignores, around)
+                if self._is_searched(entry, below):
+                    yield below
+            elif entry.name.endswith(SUFFIXES):
+                self._file(entry, path, absolute, ignores)
 
-    def _entry(
-        self,
-        entry: os.DirEntry[str],
-        path: str,
-        absolute: str,
-        ignores: IgnoreStack,
-        around: tuple[str, ...],
+    def _file(
+        self, entry: os.DirEntry[str], path: str, absolute: str, ignores: IgnoreStack
     ) -> None:
-        is_folder = _is_folder(entry)
-        if is_folder is None:
-            self.found.errors.append(FileError(path, "is a symbolic link that leads to itself"))
-        elif is_folder and entry.name not in SKIPPED_FOLDERS:
-            if self._is_left_out(absolute, ignores, is_folder=True):
-                return
-            if not entry.is_symlink():
-                self.folder(path, absolute, ignores, around)
-            elif os.path.realpath(absolute) in around:
-                self.found.notes.append(f"{path} is a link to a folder around it; not followed")
-        elif (
-            not is_folder
-            and entry.name.endswith(SUFFIXES)
-            and not self._is_left_out(absolute, ignores, is_folder=False)
-        ):
+        if self._is_left_out(absolute, ignores, is_folder=False):
+            return
+        if _is_special(entry):
+            self.found.errors.append(FileError(path, "is a pipe or a device, not a file"))
+        else:
             self.take(path, absolute)
+
+    def _is_searched(self, entry: os.DirEntry[str], folder: _Folder) -> bool:
+        if entry.name in SKIPPED_FOLDERS:
+            return False
+        if self._is_left_out(folder.absolute, folder.ignores, is_folder=True):
+            return False
+        if entry.is_symlink():
+            if os.path.realpath(folder.absolute) in folder.around:
+                words = f"{folder.path} is a link to a folder around it; not followed"
+                self.found.notes.append(words)
+            return False
+        return True
 
     def _is_left_out(self, absolute: str, ignores: IgnoreStack, *, is_folder: bool) -> bool:
         return self._is_excluded(absolute, is_folder=is_folder) or ignores.ignores(
@@ -144,12 +162,19 @@ def reason_of(error: OSError) -> str:
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool | None:
-    """Whether an entry is a folder; None for a link that leads to itself."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    """Whether reading may never end; what cannot be asked is found out by reading."""
+    try:
+        return not stat.S_ISREG(entry.stat().st_mode)
     except OSError:
-        return None
+        return False
 
 
 def _joined(folder: str, name: str) -> str:

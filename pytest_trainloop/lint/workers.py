@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.lint.outcome import FileError
 from pytest_trainloop.lint.result import FileResult
+from pytest_trainloop.lint.time_limit import PATIENCE
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkContext, SpawnContext
@@ -61,7 +62,7 @@ def lint_in_workers(
     try:
         while batches or running:
             while batches and len(running) < workers:
-                worker = _Worker(make_linter, time_limit_s + _GRACE_S)
+                worker = _Worker(make_linter, time_limit_s * PATIENCE + _GRACE_S)
                 running[worker.connection] = worker
                 worker.give(batches.popleft())
             ready = wait(list(running), timeout=1.0)

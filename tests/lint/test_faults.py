@@ -177,7 +177,7 @@ def test_a_worker_that_hangs_in_one_call_is_ended(
     monkeypatch.setattr(workers, "_GRACE_S", 0.5)
     behave(lambda: time.sleep(600))
     made = project({"bad.py": BUGGY, "good.py": BUGGY, **{f"m{n}.py": RIGHT for n in range(30)}})
-    said = _with_limit(made, 0.5, monkeypatch, "--jobs", "2")
+    said = _with_limit(made, 0.1, monkeypatch, "--jobs", "2")
     assert (said.exit_code, said.places) == (2, [PROBLEM])
     assert said.err == "trainloop-lint: bad.py: took too long and had to be stopped\n"
 
@@ -197,9 +197,14 @@ def test_the_limit_raises_only_while_it_holds() -> None:
         wait_for_ever()
 
 
+def test_waiting_for_other_programs_is_not_computing() -> None:
+    with time_limit.TimeLimit(0.1):
+        time.sleep(0.4)
+
+
 def wait_for_ever() -> None:
     while True:
-        time.sleep(0.001)
+        pass
 
 
 def test_all_rules_are_those_of_the_package() -> None:

@@ -91,6 +91,27 @@ def test_a_link_that_leads_to_itself_is_named(project: MakeProject) -> None:
     assert "loop.py: " in said.err
 
 
+def test_folders_may_be_nested_deeper_than_calls(project: MakeProject) -> None:
+    made = project({"train.py": BUGGY})
+    folder = os.open(".", os.O_RDONLY)
+    for _ in range(600):
+        os.mkdir("d", dir_fd=folder)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = deeper
+    os.close(folder)
+    assert linted(made, ".") == ["train.py"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_pipe_is_named_and_not_waited_for(project: MakeProject) -> None:
+    made = project({"train.py": BUGGY})
+    os.mkfifo("pipe.py")
+    said = made.json(".")
+    assert (said.exit_code, len(said.problems)) == (2, 1)
+    assert said.err == "trainloop-lint: pipe.py: is a pipe or a device, not a file\n"
+
+
 def test_a_link_that_leads_nowhere_is_named(project: MakeProject) -> None:
     made = project({"train.py": BUGGY})
     (made.root / "gone.py").symlink_to(made.root / "nothing.py")
