@@ -180,6 +180,24 @@ class ResumeEpochOffByOne(Rule):
             """,
         ),
         Good(
+            "in the middle of an epoch, with several updates for each batch",
+            """
+            def train(model, loader, optimizer, epochs, path):
+                checkpoint = torch.load(path)
+                model.load_state_dict(checkpoint["model"])
+                optimizer.load_state_dict(checkpoint["optimizer"])
+                for epoch in range(checkpoint["epoch"], epochs):
+                    for i, batch in enumerate(loader):
+                        for x, y in batch:
+                            optimizer.zero_grad()
+                            F.cross_entropy(model(x), y).backward()
+                            optimizer.step()
+                        if i % 1000 == 0:
+                            state = {"m": model.state_dict(), "optimizer": optimizer.state_dict()}
+                            torch.save({"epoch": epoch, **state}, path)
+            """,
+        ),
+        Good(
             "epochs are counted from 1, and the next one is first",
             """
             def train(model, loader, optimizer, epochs, path):
@@ -310,7 +328,7 @@ def _added(save: Save, key: str, training: TrainingLoop, loop: Loop) -> int | No
     """What is added to the loop's counter where it is saved after a turn; None if it is not."""
     if training.steps[-1].call.index > save.call.index or loop not in save.call.context:
         return None
-    if any(inner in loops_of(save.call.context) for inner in loops_of(training.context)[-1:]):
+    if loops_of(save.call.context)[-1] is not loop:
         return None
     for value in _entries(save.content, key):
         for option in options(value):

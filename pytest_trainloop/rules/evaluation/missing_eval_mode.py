@@ -30,7 +30,7 @@ from pytest_trainloop.source.facts import (
 )
 
 _EVALUATING = re.compile(
-    r"(?:^|[_./])(?:val|valid|validat\w*|eval\w*|test|dev|predict\w*|infer\w*)(?:$|[_./\d(])"
+    r"(?:^|[_./])(?:val|valid|validat\w*|eval\w*|test(?!_?case)|dev|predict\w*|infer\w*)(?:$|[_./\d(])"
     r"|(?:val|valid|test|dev|eval)_?(?:loader|set|data|iter|ds|dl)",
     re.IGNORECASE,
 )
@@ -337,7 +337,13 @@ def _is_evaluation(call: Call) -> bool:
     if not loops or any(_ON_PURPOSE.search(f.name) for f in functions):
         return False
     named = any(_EVALUATING.search(f.name) for f in functions)
-    return named or any(_is_held_out(loop) for loop in loops)
+    return named or any(_is_held_out(loop) and _feeds(loop, call) for loop in loops)
+
+
+def _feeds(loop: Loop, forward: Call) -> bool:
+    """Whether what the forward is given comes out of what the loop goes over."""
+    source = {id(origin) for origin in origins(loop.source, limit=20)}
+    return any(id(origin) in source for given in forward.inputs for origin in origins(given))
 
 
 def _is_held_out(loop: Loop) -> bool:
