@@ -60,7 +60,7 @@ INTERESTING = frozenset(
             "retain_graph",
         ),
         *("deepcopy", "parameters(", "worker", "forward", "yield", "nn."),
-        *("default_rng", "RandomState", "Random(", "Generator("),
+        *("default_rng", "RandomState", "Random(", "Generator(", "TensorDataset"),
     )
 )
 

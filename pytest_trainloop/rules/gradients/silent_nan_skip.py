@@ -212,8 +212,8 @@ class SilentNanSkip(Rule):
     def _report(self, event: Leave, branch: Branch) -> Finding:
         return self.finding(
             event.place,
-            f"a batch for which `{branch.test_text}` decides is skipped without a count or a "
-            "word in the log: if every batch is, the run still looks finished",
+            f"`continue` passes a batch over, by `{branch.test_text}`, without a count or a word "
+            "in the log: if every batch is passed over, the run still looks finished",
             "count the skipped batches, log them, and raise an error where there are too many",
         )
 
