@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -237,6 +237,8 @@ class ClassFacts:
     bases: tuple[Value, ...] = ()
     #: The scope that the class statement stands in.
     scope: Scope | None = None
+    #: Finds what an imported base stands for in the other linted files.
+    link: Callable[[Value], Value] | None = None
     #: The values assigned in the class body.
     class_values: dict[str, Value] = field(default_factory=dict)
 
@@ -251,7 +253,7 @@ class ClassFacts:
         queue: list[ClassFacts] = [self]
         for current in queue:
             for value in current.bases:
-                for base in options(value):
+                for base in options(current.link(value) if current.link else value):
                     if isinstance(base, Class) and id(base.definition) not in seen:
                         seen.add(id(base.definition))
                         queue.append(base.definition)

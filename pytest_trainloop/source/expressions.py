@@ -55,9 +55,7 @@ def read_constant(_: Reader, node: ast.Constant) -> Value:
 def read_name(reader: Reader, node: ast.Name) -> Value:
     """A name."""
     value = reader.scope.look_up(node.id)
-    if isinstance(value, Imported) and value.path is not None:
-        return reader.program.linked(value)
-    return value
+    return reader.linked(value) if isinstance(value, Imported) else value
 
 
 def read_attribute(reader: Reader, node: ast.Attribute) -> Value:

@@ -50,7 +50,7 @@ def attribute(reader: Reader, base: Value, name: str) -> Value:
 
 def _look_up(reader: Reader, base: Value, name: str) -> Value | None:
     if isinstance(base, Imported):
-        return reader.program.linked(reader.program.member_of(base, name))
+        return reader.linked(reader.program.member_of(base, name))
     if isinstance(base, Instance):
         return of_instance(reader, base, name)
     if isinstance(base, Class):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pytest_trainloop.source.tree import SourceTree
 
 #: How many other modules are asked for names on behalf of one.
-MOST_MODULES = 40
+MOST_MODULES = 16
 #: How much is read of a method only to learn what it assigns.
 MOST_EVENTS_ASIDE = 1_500
 

@@ -15,7 +15,7 @@ from pytest_trainloop.source.expressions import EXPRESSIONS
 from pytest_trainloop.source.frames import Branch, Context, Frame
 from pytest_trainloop.source.scopes import Binding, Scope
 from pytest_trainloop.source.statements import STATEMENTS
-from pytest_trainloop.source.values import Unknown, Value, either
+from pytest_trainloop.source.values import Imported, Unknown, Value, either
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +76,16 @@ class Reader:
         """Read an expression."""
         reading = EXPRESSIONS.get(type(node))
         return reading(self, node) if reading is not None else Unknown("")
+
+    def linked(self, value: Imported) -> Value:
+        """What an imported name stands for in the other linted files.
+
+        A module that is read for its names alone asks no further: each name is looked up
+        when somebody needs it, or reading one model would read the whole library.
+        """
+        if self.is_import or value.path is None:
+            return value
+        return self.program.linked(value)
 
     def set_field(self, owner: Value, name: str, value: Value) -> None:
         """Bind an attribute (`name`) or an item (`[key]`) of a value."""

@@ -254,6 +254,7 @@ def read_class(reader: Reader, node: ast.ClassDef) -> bool:
     if definition is not None:
         definition.bases = tuple(reader.evaluate(base) for base in node.bases)
         definition.scope = reader.scope
+        definition.link = reader.program.linked
         _read_class_body(reader, definition)
         reader.scope.bind(node.name, Class(definition), reader.context)
     return False
