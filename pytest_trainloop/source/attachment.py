@@ -10,10 +10,12 @@ from pytest_trainloop.source.modes import gradients
 from pytest_trainloop.source.roles import is_engine, is_model
 from pytest_trainloop.source.values import (
     Attribute,
+    Class,
     Collection,
     Constant,
     Either,
     Element,
+    Function,
     Imported,
     Instance,
     Operation,
@@ -144,7 +146,7 @@ def _of_recorded_call(call: Call, known: tuple[Value, ...], depth: int) -> bool 
 def is_forward(call: Call) -> bool:
     """Whether the call is a model's forward: the model itself is called."""
     callee = call.callee
-    if isinstance(callee, Imported):
+    if isinstance(callee, Imported | Function | Class | Constant):
         return False
     if isinstance(callee, Instance):
         return callee.definition.is_module

@@ -204,6 +204,16 @@ class FileFacts:
         """Whether the file imports a library whose training verbs have the same names."""
         return bool(_OTHER_LIBRARY.search(self.source.text))
 
+    def forwards(self, trace: Trace) -> tuple[Call, ...]:
+        """The calls of models in one of the traces, in order."""
+        if trace not in self._forwards:
+            self._forwards[trace] = tuple(call for call in trace.calls if is_forward(call))
+        return self._forwards[trace]
+
+    @cached_property
+    def _forwards(self) -> dict[Trace, tuple[Call, ...]]:
+        return {}
+
     def calls(self, *methods: str) -> Iterator[Call]:
         """The calls whose last name is one of `methods`, each place of the text once."""
         seen: set[int] = set()

@@ -293,7 +293,7 @@ class MissingNoGrad(Rule):
             if _takes_gradients_elsewhere(trace):
                 continue
             reported: list[Context] = []
-            for call in trace.calls:
+            for call in file.forwards(trace):
                 if _is_evaluation(trace, call) and call.place not in silent:
                     region = call.context[: _depth_of_function(call.context)]
                     if not any(region == known for known in reported):
@@ -319,8 +319,8 @@ def _places_without_gradients(file: FileFacts) -> set[Place]:
     return {
         call.place
         for trace in file.traces
-        for call in trace.calls
-        if is_forward(call) and gradients(call.context) is not True
+        for call in file.forwards(trace)
+        if gradients(call.context) is not True
     }
 
 
@@ -330,7 +330,7 @@ def _takes_gradients_elsewhere(trace: Trace) -> bool:
 
 
 def _is_evaluation(trace: Trace, call: Call) -> bool:
-    if not is_forward(call) or gradients(call.context) is not True or call.discarded:
+    if gradients(call.context) is not True or call.discarded:
         return False
     if _inside_a_module(call.context) or _is_handed(call.context):
         return False
