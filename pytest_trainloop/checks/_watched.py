@@ -71,7 +71,7 @@ class Watching:
         return {
             name: rule
             for name, rule in chosen.items()
-            if (_has(select, rule) if select else rule.default) and not _has(ignore, rule)
+            if (_has(select, rule) if select else rule.default_in_runs()) and not _has(ignore, rule)
         }
 
     def refuse_wrong_names(self) -> None:

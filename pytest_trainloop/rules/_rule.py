@@ -166,6 +166,8 @@ class Rule:
     since: ClassVar[str]
     #: False: only with `--select`, because it cannot be precise; the page says why.
     default: ClassVar[bool] = True
+    #: True: a watched run shows enough to be precise even where `default` is False.
+    precise_in_runs: ClassVar[bool] = False
     #: Words of which each must stand in a file for `lint` to have anything to say about
     #: it; `"a|b"` means either. A plain byte search, made before any parsing; the first are
     #: the words that the rule turns on (see `seek`).
@@ -221,6 +223,11 @@ class Rule:
     def sees_runs(cls) -> bool:
         """Whether a watched run can show this rule broken."""
         return cls.watch is not Rule.watch
+
+    @classmethod
+    def default_in_runs(cls) -> bool:
+        """Whether a watched run is asked for this rule unless somebody chooses otherwise."""
+        return cls.sees_runs() and (cls.default or cls.precise_in_runs)
 
     @classmethod
     def summary(cls) -> str:

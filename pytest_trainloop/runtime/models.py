@@ -54,12 +54,41 @@ class LiveModel:
             if depends_on_mode(module)
         ]
 
+    def hidden(self) -> list[tuple[Tensor, str]]:
+        """Parameters of modules that it keeps in lists and dicts where torch does not look.
+
+        With the attribute that holds them: `Net.blocks`. A list of one module is left out: that
+        is how a module is kept from being registered on purpose.
+        """
+        root = self.ref()
+        if root is None:
+            return []
+        own = {id(module) for module in root.modules()}
+        return [
+            (tensor, f"{type(module).__name__}.{attribute}")
+            for module in root.modules()
+            for attribute, held in _unregistered(module)
+            if len(held) > 1 and not any(id(one) in own for one in held)
+            for one in held
+            for tensor in one.parameters()
+        ]
+
 
 def live_models() -> list[LiveModel]:
     """Every module alive that no other module holds."""
     modules = _live_modules()
     held = {id(child) for module in modules for child in _children(module)}
     return [LiveModel(module) for module in modules if id(module) not in held]
+
+
+def _unregistered(module: Module) -> Iterator[tuple[str, list[Module]]]:
+    from torch.nn import Module
+
+    for attribute, value in vars(module).items():
+        values = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, (list, tuple, dict)):
+            continue
+        yield attribute, [one for one in values if isinstance(one, Module)]
 
 
 def _live_modules() -> list[Module]:

@@ -74,6 +74,8 @@ class Observer:
         self.scaler_stepping: set[int] = set()
         #: Scalers that were used, by identity.
         self.scalers: dict[int, Any] = {}
+        #: Some gradients as the last backward of a scaled loss left them: whose, and their version.
+        self.scaled: list[tuple[Any, int]] = []
         self._places: dict[tuple[str, int], str] = {}
 
     def __enter__(self) -> Self:

@@ -1,19 +1,20 @@
 """Who takes part in a run: optimizers, parameters and the modules that depend on the mode.
 
 The record gives everybody a number in the order of their appearance; this is the book that
-knows which object has which number. Parameters are held until the optimizers that move them
-are gone and others have come, so that a model that a training function kept to itself can
-still be surveyed at the end of the run.
+knows which object has which number. Parameters are held until the run ends, so that a model
+that a training function kept to itself can still be surveyed then.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.runtime import record
+from pytest_trainloop.runtime.built import BuiltOptimizers
 from pytest_trainloop.runtime.models import LiveModel, live_models
 from pytest_trainloop.runtime.place import name_of
 
@@ -55,6 +56,10 @@ class KnownOptimizer:
     parameters: list[KnownParameter]
     #: The number of parameters in each of its groups when it was last read.
     sizes: tuple[int, ...]
+    #: The calls that it was built by; empty if that was before the watch.
+    stack: tuple[tuple[str, int], ...] = ()
+    #: How often its parameters had been written to after its last step.
+    written: tuple[int, ...] = ()
     #: Its learning rates at the last step, kept to store equal ones once.
     rates: tuple[float, ...] = ()
 
@@ -64,34 +69,59 @@ class Participants:
 
     def __init__(self, run: record.Run) -> None:
         self.run = run
-        self.built: dict[int, tuple[weakref.ref[Optimizer], str]] = {}
+        self.built = BuiltOptimizers()
         self.modes: list[weakref.ref[Module]] = []
         self._optimizers: dict[int, KnownOptimizer] = {}
+        #: The last few, newest first, also those that are gone by now.
+        self._latest: deque[KnownOptimizer] = deque(maxlen=8)
         self._parameters: dict[int, KnownParameter] = {}
         self._order: list[KnownParameter] = []
         #: The models that are trained: an optimizer or a back-propagated graph leads to them.
         self.models: list[LiveModel] = []
         self._kept_values = 0
+        self._hidden_tensors: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
     def optimizer(self, optimizer: Optimizer) -> KnownOptimizer:
         """The entry of an optimizer, made when it is first seen or its groups have grown."""
-        known = self._optimizers.get(id(optimizer))
-        if known is not None and known.ref() is optimizer:
+        known = self.known_optimizer(optimizer)
+        if known is not None:
             if known.sizes != _sizes(optimizer):
                 self._read_groups(known, optimizer)
             return known
         fact = record.Optimizer(
             name=name_of(optimizer) or type(optimizer).__name__,
             kind=type(optimizer).__name__,
-            built=self._where_built(optimizer),
+            built=self.built.where(optimizer),
             groups=(),
         )
         self.run.optimizers.append(fact)
         index = len(self.run.optimizers) - 1
-        known = KnownOptimizer(index, weakref.ref(optimizer), fact, [], ())
+        stack = self.built.stack(optimizer)
+        known = KnownOptimizer(index, weakref.ref(optimizer), fact, [], (), stack)
         self._optimizers[id(optimizer)] = known
         self._read_groups(known, optimizer)
+        fact.replaces = self._replaced(known)
+        self._latest.appendleft(known)
         return known
+
+    def known_optimizer(self, optimizer: Optimizer) -> KnownOptimizer | None:
+        """The entry of an optimizer that has stepped."""
+        known = self._optimizers.get(id(optimizer))
+        return known if known is not None and known.ref() is optimizer else None
+
+    def indices(self, tensors: list[Tensor]) -> tuple[int, ...] | None:
+        """The numbers of some parameters; None if not all are known."""
+        known = [self._parameters.get(id(tensor)) for tensor in tensors]
+        found = tuple(one.index for one in known if one is not None)
+        return found if len(found) == len(tensors) else None
+
+    def gradients(self) -> list[tuple[Tensor, int]]:
+        """Every parameter that has a gradient, with how often that was written to."""
+        return [
+            (known.tensor, known.tensor.grad._version)
+            for known in self._order
+            if known.tensor.grad is not None
+        ]
 
     def saw_leaves(self, leaves: list[Tensor]) -> None:
         """Note that a back-propagated graph leads to these tensors."""
@@ -119,6 +149,17 @@ class Participants:
         several = len(models) > 1
         return [self._describe(known, several) for known in self._order]
 
+    def _replaced(self, new: KnownOptimizer) -> int | None:
+        for old in self._latest:
+            if (
+                old.fact.groups == new.fact.groups
+                and old.stack
+                and old.stack == new.stack
+                and old.written == _written(new)
+            ):
+                return old.index
+        return None
+
     def _read_groups(self, known: KnownOptimizer, optimizer: Optimizer) -> None:
         groups = [list(group["params"]) for group in optimizer.param_groups]
         known.sizes = _sizes(optimizer)
@@ -144,6 +185,8 @@ class Participants:
                 self.models.append(model)
                 self._take_in(model)
                 self._watch_modes(model)
+                for tensor, holder in model.hidden():
+                    self._hidden_tensors[id(tensor)] = (weakref.ref(tensor), holder)
 
     def _take_in(self, model: LiveModel) -> None:
         for owned in model.parameters():
@@ -177,9 +220,15 @@ class Participants:
             # Lazy, meta and sharded parameters have no values to keep.
             return None, 1
 
-    def _where_built(self, optimizer: Optimizer) -> str:
-        ref, where = self.built.get(id(optimizer), (None, ""))
-        return where if ref is not None and ref() is optimizer else ""
+    def _holder(self, tensor: Tensor) -> str:
+        ref, holder = self._hidden_tensors.get(id(tensor), (None, ""))
+        return holder if ref is not None and ref() is tensor else ""
+
+    def _is_late(self, known: KnownParameter) -> bool:
+        if known.optimizers or known.model is None:
+            return False
+        others = [one.tensor for one in self._order if one.model is known.model]
+        return self.built.came_later(known.tensor, others)
 
     def _describe(self, known: KnownParameter, several: bool) -> record.Parameter:
         gradient = known.tensor.grad
@@ -203,7 +252,22 @@ class Participants:
             had_nonzero_gradient=known.had_nonzero_gradient,
             moved=moved,
             relative_change=change,
+            hidden_in=self._holder(known.tensor),
+            late=self._is_late(known),
+            claimed=not known.optimizers and self.built.claims(known.tensor),
         )
+
+
+def note_written(known: KnownOptimizer, optimizer: Optimizer) -> None:
+    """Remember how often the parameters of an optimizer were written to, and its state."""
+    known.written = _written(known)
+    if known.fact.steps == 1:
+        values = [value for state in optimizer.state.values() for value in state.values()]
+        known.fact.stateful = any(value is not None for value in values)
+
+
+def _written(known: KnownOptimizer) -> tuple[int, ...]:
+    return tuple([one.tensor._version for one in known.parameters[:1]])
 
 
 def _sizes(optimizer: Optimizer) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ is the event's time. `Run.optimizers`, `Run.parameters` and `Run.loaders` say wh
 Nothing here imports torch: numbers are Python's, names are the user's own.
 
 What costs too much to look at in every step (gradient norms, stale gradients, modes) is looked
-at *closely* in an optimizer's first 64 steps and in each 16th after that; elsewhere it is None.
+at *closely* in an optimizer's first 64 steps and in each 32nd after that; elsewhere it is None.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Steps of an optimizer that are looked at closely: each of the first, then one in so many.
 CLOSE_STEPS = 64
-CLOSE_EVERY = 16
+CLOSE_EVERY = 32
 
 
 @dataclass(slots=True)
@@ -96,6 +96,8 @@ class Step:
     #: Those whose gradient still held what the previous step of this optimizer had used when
     #: this step's gradients were added to it; None as above.
     stale: tuple[int, ...] | None = None
+    #: Whether it used gradients just as a backward of a scaled loss had left them.
+    scaled: bool = False
     #: How many of `backwards` belong to the first evaluation of a closure, or all of them.
     counted: int | None = None
 
@@ -120,6 +122,59 @@ class SkippedStep:
 
 
 @dataclass(slots=True)
+class Clearing:
+    """Gradients were cleared by `zero_grad`."""
+
+    #: Index into `Run.optimizers`; None for a model's, and for an optimizer that has not
+    #: stepped so far.
+    optimizer: int | None
+    #: Class of what was cleared: `AdamW`, or that of the model.
+    kind: str
+    #: Whether it was an optimizer's.
+    by_optimizer: bool
+    where: str
+
+
+@dataclass(slots=True)
+class Unscaling:
+    """`GradScaler.unscale_` was called (by the loop; `GradScaler.step` does it too)."""
+
+
+@dataclass(slots=True)
+class Clip:
+    """Gradients were clipped to a finite norm."""
+
+    max_norm: float
+    #: Whose, as indices into `Run.parameters`; None where some were not known so far.
+    parameters: tuple[int, ...] | None
+    where: str
+
+
+@dataclass(slots=True)
+class SchedulerStep:
+    """A learning-rate scheduler moved on."""
+
+    #: Index into `Run.schedulers`.
+    scheduler: int
+    where: str
+    #: Whether it was told the epoch (`scheduler.step(epoch)`).
+    told: bool
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """A scheduler of `torch.optim.lr_scheduler` that was stepped."""
+
+    kind: str
+    #: Index into `Run.optimizers`; None while its optimizer has not stepped.
+    optimizer: int | None
+    #: Whether it had never been stepped before.
+    fresh: bool
+    #: How many steps it is made for (`T_max`, `total_steps`), where it is made for a number.
+    horizon: int | None
+
+
+@dataclass(slots=True)
 class Optimizer:
     """An optimizer that stepped."""
 
@@ -131,6 +186,11 @@ class Optimizer:
     #: Its parameters, group by group, as indices into `Run.parameters`.
     groups: tuple[tuple[int, ...], ...]
     steps: int = 0
+    #: Whether it keeps a state (momentum, moments) that a new optimizer begins without.
+    stateful: bool = False
+    #: The optimizer whose place it took, as an index: built at the same place by the same
+    #: calls, over the same parameters, which nobody wrote to in between.
+    replaces: int | None = None
 
 
 @dataclass(slots=True)
@@ -160,6 +220,13 @@ class Parameter:
     moved: bool | None
     #: Norm of the change over the norm at first sight; None if unknown.
     relative_change: float | None
+    #: Where a module of a trained model keeps the module that owns it in a list or dict that
+    #: torch does not look into: `Net.blocks`.
+    hidden_in: str = ""
+    #: Whether it became part of its model after an optimizer of that model had been built.
+    late: bool = False
+    #: Whether an optimizer that was built in the run, but never stepped, has it.
+    claimed: bool = False
 
     @property
     def size(self) -> int:
@@ -194,7 +261,9 @@ class Loader:
     has_set_epoch: bool
 
 
-Event = Batch | EpochEnd | Backward | Step | SkippedStep
+Event = (
+    Batch | EpochEnd | Backward | Step | SkippedStep | Clearing | Unscaling | Clip | SchedulerStep
+)
 _Kind = TypeVar("_Kind")
 
 
@@ -204,6 +273,7 @@ class Run:
 
     events: list[object] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
+    schedulers: list[Scheduler] = field(default_factory=list)
     loaders: list[Loader] = field(default_factory=list)
     #: The modules of the trained models that depend on train/eval mode.
     mode_modules: list[ModeModule] = field(default_factory=list)
@@ -276,6 +346,11 @@ class Run:
     def learning_rates(self) -> list[float]:
         """The learning rate of the first parameter group at each step."""
         return [step.learning_rates[0] for step in self.steps if step.learning_rates]
+
+    def before(self, event: object) -> list[object]:
+        """The events before one of them, oldest first."""
+        position = next((i for i, one in enumerate(self.events) if one is event), 0)
+        return self.events[:position]
 
     def updates(self) -> Iterator[Step]:
         """Steps that used gradients of their own: the first of those that share them."""

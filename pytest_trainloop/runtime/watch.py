@@ -55,5 +55,5 @@ def observations(run: Run, rules: Mapping[str, Rule] | None = None) -> list[Obse
     if rules is None:
         from pytest_trainloop.rules import all_rules
 
-        rules = {name: rule for name, rule in all_rules().items() if rule.default}
+        rules = {name: rule for name, rule in all_rules().items() if rule.default_in_runs()}
     return [one for rule in rules.values() if rule.sees_runs() for one in rule.watch(run)]

@@ -33,6 +33,11 @@ def patched_places() -> list[Any]:
         torch.Tensor.backward,
         torch.amp.GradScaler.scale,
         torch.amp.GradScaler.step,
+        torch.amp.GradScaler.unscale_,
+        torch.nn.Module.zero_grad,
+        torch.nn.utils.clip_grad._clip_grads_with_norm_,
+        optimizer.Optimizer.zero_grad,
+        torch.optim.lr_scheduler.LRScheduler._update_lr,
         _BaseDataLoaderIter.__next__,
         optimizer.Optimizer.__init__,
         dict(optimizer._global_optimizer_pre_hooks),
@@ -102,6 +107,12 @@ def test_a_sound_loop_has_no_stale_gradients_and_moves_all_it_trains(style: str)
     assert [step.without_gradient for step in run.steps if step.without_gradient] == []
     assert [p.name for p in run.parameters if not p.moved or not p.optimizers] == []
     assert [p.name for p in run.parameters if p.model is None] == []
+
+
+@EVERY_STYLE
+def test_every_rule_is_silent_about_a_sound_loop(style: str) -> None:
+    said = [f"{one.rule}: {one.message}" for one in both(style).run.observations]
+    assert said == []
 
 
 @EVERY_STYLE

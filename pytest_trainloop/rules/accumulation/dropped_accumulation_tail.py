@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Accumulation,
     Collection,
@@ -27,6 +28,9 @@ from pytest_trainloop.source.facts import (
     spelling,
     stepped_optimizer,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Backward, Run
 
 #: `assert len(loader) % k == 0`, or a branch for the case that it is not.
 _CHECK = re.compile(r"^\s*(?:assert|if|elif)\b.*\blen\(.*%")
@@ -53,6 +57,7 @@ class DroppedAccumulationTail(Rule):
 
     since = "0.1"
     default = False
+    precise_in_runs = True
     triggers = ("backward", "step", "%", "enumerate")
     sources = (
         "https://github.com/meta-pytorch/torchtune/pull/2745",
@@ -192,6 +197,48 @@ class DroppedAccumulationTail(Rule):
                 if _depends_on_number_alone(accumulation) and not _is_flushed(accumulation):
                     yield self._report(accumulation)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for micro-batches that are left at the end of an epoch.
+
+        They are cleared before anything used them, or they make the next update a larger
+        one. A loop that counts on over the epochs uses them as it uses all others.
+        """
+        from pytest_trainloop.runtime.record import Backward, Clearing, EpochEnd
+        from pytest_trainloop.runtime.record import Step as RunStep
+
+        usual = _usual_number(run)
+        if usual is None:
+            return
+        waiting: list[Backward] = []
+        left: list[Backward] = []
+        seen = 0
+        for event in run.events:
+            if isinstance(event, Backward):
+                waiting.append(event)
+                seen += 1
+            elif isinstance(event, EpochEnd):
+                # Where batches are fetched ahead, this is not the end of the epoch's last turn.
+                if seen != event.batches:
+                    return
+                seen = 0
+                left = list(waiting) if len(waiting) < usual else []
+            elif isinstance(event, RunStep):
+                if left and len(event.backwards) == usual + len(left):
+                    fate = "make the first update of the next epoch a larger one"
+                    yield self._left(left, usual, fate)
+                    return
+                waiting, left = [], []
+            elif isinstance(event, Clearing) and left and len(left) == len(waiting):
+                yield self._left(left, usual, "are cleared before any update used them")
+                return
+
+    def _left(self, left: list[Backward], usual: int, fate: str) -> Observation:
+        return self.observation(
+            f"{len(left)} of {usual} micro-batches are left at the end of an epoch, and {fate}",
+            "step also at the last batch of an epoch, or let the loader drop what does not fit",
+            left[-1].where,
+        )
+
     def _report(self, accumulation: Accumulation) -> Finding:
         step, count = accumulation.step, accumulation.modulus_text
         return self.finding(
@@ -280,3 +327,13 @@ def _knows_length(loop: TrainingLoop) -> bool:
         and _CHECK.search(call.file.lines[call.line - 1])
         for call in loop.trace.calls
     )
+
+
+def _usual_number(run: Run) -> int | None:
+    """How many backward calls most updates of a run are made of, if more than one."""
+    numbers = [len(step.backwards) for step in run.steps]
+    if len(run.optimizers) != 1 or not numbers:
+        return None
+    usual = max(set(numbers), key=numbers.count)
+    often = numbers.count(usual) * 2 > len(numbers)
+    return usual if usual > 1 and often and numbers[0] == usual else None

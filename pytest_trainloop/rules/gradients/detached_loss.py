@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._naming import listed, title
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Backward,
     Call,
@@ -24,6 +27,9 @@ from pytest_trainloop.source.facts import (
     made_by,
     origins,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Optimizer, Parameter, Run
 
 _LOSS = re.compile(
     r"loss|criterion|cross_entropy|^(?:Variable|kl_div|crit|bce|mse|ce)$", re.IGNORECASE
@@ -244,6 +250,34 @@ class DetachedLoss(Rule):
                 for event in found:
                     yield self._report(event, backward.call)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for parts of a model that an optimizer updates and no gradient ever reaches.
+
+        A whole model, or all of its parameters up to the first that the loss depends on: a
+        part that the loss merely does not use (a head, an expert) comes after or between others.
+        """
+        if not run.backwards or _trains_what_no_optimizer_has(run):
+            return
+        for model, parameters in _by_model(run).items():
+            dead = list(takewhile(_gets_nothing, (p for p in parameters if p.trainable)))
+            optimizer = _common_optimizer(run, dead)
+            if optimizer is None or not any(map(_computes, dead)):
+                continue
+            # One step shows little: a part may wait for its turn.
+            if optimizer.steps < 2:  # noqa: PLR2004  # as said
+                continue
+            rest = [p.name for p in parameters if p.reached or p.had_gradient]
+            names = listed(p.name for p in dead)
+            yield self.observation(
+                f"no gradient reaches {names}, which {title(optimizer)} is to update",
+                "look for `.detach()`, `.data`, `.item()`, `torch.tensor(...)` or `no_grad` between"
+                " them and the loss; freeze what is not to learn with `requires_grad_(False)`",
+                run.backwards[-1].where,
+                (f"the loss depends on `{rest[0]}` and what follows it in `{model}`",)
+                if rest
+                else (f"the loss depends on no parameter of `{model}`",),
+            )
+
     def _report(self, event: Event, backward: Call) -> Finding:
         return self.finding(
             event.place,
@@ -341,3 +375,40 @@ def _losses_in(values: Iterable[Value]) -> list[Value]:
         if any(_LOSS.search(call.method) for call in made_by(value))
         and any(_is_learned(origin) for origin in graph_of(value, 100).reached)
     ]
+
+
+def _by_model(run: Run) -> dict[str, list[Parameter]]:
+    models: dict[str, list[Parameter]] = {}
+    for parameter in run.parameters:
+        if parameter.model is not None:
+            models.setdefault(parameter.model, []).append(parameter)
+    return models
+
+
+def _gets_nothing(parameter: Parameter) -> bool:
+    """Whether an optimizer has it, but no step of it ever had a gradient for it."""
+    return (
+        bool(parameter.optimizers)
+        and parameter.moved is False
+        and not parameter.reached
+        and not parameter.had_gradient
+    )
+
+
+def _common_optimizer(run: Run, parameters: list[Parameter]) -> Optimizer | None:
+    if not parameters:
+        return None
+    return run.optimizers[parameters[0].optimizers[0]]
+
+
+def _trains_what_no_optimizer_has(run: Run) -> bool:
+    """Whether the loss depends on parameters that nobody updates: the optimizer is at fault."""
+    return any(
+        p.reached and p.trainable and not p.optimizers and p.moved is False for p in run.parameters
+    )
+
+
+def _computes(parameter: Parameter) -> bool:
+    """Whether it is a matrix that inputs are multiplied with; an embedding may go unused."""
+    matrix = 2
+    return len(parameter.shape) >= matrix and "Embed" not in str(parameter.module)

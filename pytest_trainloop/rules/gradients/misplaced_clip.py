@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import title
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Call,
     FileFacts,
@@ -23,6 +24,9 @@ from pytest_trainloop.source.facts import (
     only_statement,
     trains_automatically,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 
 class MisplacedClip(Rule):
@@ -307,6 +311,42 @@ class MisplacedClip(Rule):
                     yield from self._in_loop(loop, clip)
         for trace in file.traces:
             yield from self._in_training_step(trace)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for clips of gradients that every optimizer of theirs has used already."""
+        from pytest_trainloop.runtime.record import Backward, Clip
+        from pytest_trainloop.runtime.record import Step as RunStep
+
+        parameters = run.parameters
+        late: dict[str, int] = {}
+        total: dict[str, int] = {}
+        stepped: dict[int, RunStep] = {}
+        last: dict[str, RunStep] = {}
+        for event in run.events:
+            if isinstance(event, Backward):
+                stepped.clear()
+            elif isinstance(event, RunStep):
+                stepped[event.optimizer] = event
+            elif isinstance(event, Clip):
+                total[event.where] = total.get(event.where, 0) + 1
+                own = {
+                    i for number in event.parameters or () for i in parameters[number].optimizers
+                }
+                if own and own <= stepped.keys():
+                    late[event.where] = late.get(event.where, 0) + 1
+                    last[event.where] = stepped[min(own)]
+        for where, times in late.items():
+            # As often as it can be told: its optimizer is not known before its first step.
+            if times < total[where] or times < 2 or len(total) > 1:  # noqa: PLR2004  # again
+                continue
+            yield self.observation(
+                "gradients are clipped after the step of"
+                f" {title(run.optimizers[last[where].optimizer])}, {times} of {total[where]} times:"
+                " the update has used them unclipped",
+                "clip between `backward()` and `step()`",
+                where,
+                (f"the step was made at {last[where].where}",),
+            )
 
     def _in_loop(self, loop: TrainingLoop, clip: Call) -> Iterator[Finding]:
         surface = at_surface(loop, clip)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import counted, listed
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Attribute,
     Call,
@@ -25,6 +27,9 @@ from pytest_trainloop.source.facts import (
     origins,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 
 class MissingStep(Rule):
@@ -190,6 +195,26 @@ class MissingStep(Rule):
                 backward = _backward_beside(trace, optimizer)
                 if backward is not None and not _gets_away(trace, optimizer):
                     yield self._report(trace, optimizer, backward)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask whether gradients were made and cleared again and again, and never used."""
+        from pytest_trainloop.runtime.record import Clearing, SkippedStep
+
+        cleared = [one for one in run.all(Clearing) if one.by_optimizer]
+        skipped = run.all(SkippedStep)
+        if run.steps or skipped or run.stopped or not cleared:
+            return
+        reached = [parameter for parameter in run.parameters if parameter.reached]
+        again = min(len(cleared), len(run.backwards))
+        if again < 2 or not reached or any(p.moved is not False for p in reached):  # noqa: PLR2004  # again
+            return
+        yield self.observation(
+            f"no optimizer stepped: {counted(len(run.backwards), 'backward call')} and"
+            f" {counted(len(cleared), 'zero_grad call')} of {cleared[0].kind}, but no `step()`",
+            "call `optimizer.step()` after `backward()`",
+            run.backwards[-1].where,
+            (f"{listed(p.name for p in reached)} got gradients and did not move",),
+        )
 
     def _report(self, trace: Trace, optimizer: Value, backward: Call) -> Finding:
         names = [

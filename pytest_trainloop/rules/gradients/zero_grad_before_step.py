@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import call_of, title
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Call,
     Event,
@@ -23,6 +25,10 @@ from pytest_trainloop.source.facts import (
     origins,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Clearing, Run
+    from pytest_trainloop.runtime.record import Step as RunStep
 
 
 class ZeroGradBeforeStep(Rule):
@@ -206,6 +212,28 @@ class ZeroGradBeforeStep(Rule):
                 if clearing is not None:
                     yield self._report(loop, step, *clearing)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for optimizers that never had a gradient, though backward reached what they have."""
+        for index, optimizer in enumerate(run.optimizers):
+            own = [run.parameters[number] for group in optimizer.groups for number in group]
+            updates = [step for step in run.updates() if step.optimizer == index]
+            if (
+                len(updates) < 2  # noqa: PLR2004  # one may be a turn of its own
+                or any(p.had_nonzero_gradient or p.moved is not False for p in own)
+                or not any(p.reached for p in own)
+            ):
+                continue
+            cleared = [_clearing_after_backward(run, step) for step in updates]
+            if None in cleared or cleared[0] is None:
+                continue
+            yield self.observation(
+                f"the gradients are cleared between `backward()` and the step of"
+                f" {title(optimizer)}: none of its {optimizer.steps} steps had any",
+                f"clear them before `backward()`, or after {call_of(optimizer, 'step')}",
+                cleared[0].where,
+                (f"backward was called at {updates[0].backwards[-1].where}",),
+            )
+
     def _report(self, loop: TrainingLoop, step: Step, backward: Call, clearing: Call) -> Finding:
         stepping = step.call
         message = (
@@ -255,3 +283,15 @@ def _nothing_else(loop: TrainingLoop, backward: Call, clearing: Event, stepping:
     if any(comes_along(call, clearing) for call in used):
         return False
     return not any(may_set_gradients(event) for event in between(loop.events, clearing, stepping))
+
+
+def _clearing_after_backward(run: Run, step: RunStep) -> Clearing | None:
+    """What cleared the gradients between the last backward for `step` and the step."""
+    from pytest_trainloop.runtime.record import Clearing
+
+    for event in reversed(run.before(step)):
+        if event is step.backwards[-1]:
+            return None
+        if isinstance(event, Clearing) and event.optimizer in (None, step.optimizer):
+            return event
+    return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import counted
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     ClassFacts,
     Collection,
@@ -22,6 +24,9 @@ from pytest_trainloop.source.facts import (
     options,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 #: Ways by which a class may register its modules, or do without.
 _REGISTERING = re.compile(r"\b(?:add_module|register_module|setattr|__setattr__|_modules)\b")
@@ -315,6 +320,27 @@ class UnregisteredModules(Rule):
                 module = _first_hidden(trace, store)
                 if module is not None:
                     yield self._report(store, module)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for parameters in lists and dicts of a trained model, in no optimizer."""
+        left = [
+            p
+            for p in run.parameters
+            if p.hidden_in
+            and p.reached
+            and p.trainable
+            and p.moved is False
+            and not p.optimizers
+            and not p.claimed
+        ]
+        for holder in dict.fromkeys(p.hidden_in for p in left) if run.steps else ():
+            number = sum(p.hidden_in == holder for p in left)
+            yield self.observation(
+                f"`{holder}` holds {counted(number, 'parameter')} that the loss depends on and"
+                " torch does not know of: no optimizer updates them",
+                "make it an `nn.ModuleList` or `nn.ModuleDict`",
+                run.backwards[-1].where,
+            )
 
     def _report(self, store: Store, module: Value) -> Finding:
         collection = _collection_of(store)

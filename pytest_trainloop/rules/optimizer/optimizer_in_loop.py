@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._naming import counted, title
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Branch,
     Call,
@@ -29,6 +31,9 @@ from pytest_trainloop.source.facts import (
     origins,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 
 class OptimizerInLoop(Rule):
@@ -254,6 +259,24 @@ class OptimizerInLoop(Rule):
                 if around is not None and _starts_anew(loop, made, around):
                     yield self._report(made, around)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for optimizers that are built again and again by the same calls."""
+        again = [one.replaces for one in run.optimizers]
+        for last, optimizer in enumerate(run.optimizers):
+            times, at = 0, last
+            while (before := again[at]) is not None and _goes_on(run, before, at):
+                times, at = times + 1, before
+            # Once more is no loop yet. Only the last of them speaks for all.
+            if times < 2 or last in again or optimizer.kind == "LBFGS":  # noqa: PLR2004  # as said
+                continue
+            yield self.observation(
+                f"{title(optimizer)} is built anew {times} times over the same parameters: what it"
+                " has learned of them is lost each time",
+                "build it once, before the loop",
+                optimizer.built,
+                (f"each made {counted(optimizer.steps, 'step')}",),
+            )
+
     def _report(self, made: Call, around: Loop) -> Finding:
         return self.finding(
             made.place,
@@ -378,3 +401,13 @@ def _resets(event: Event, models: list[Value]) -> bool:
     ):
         return False
     return any(same(receiver, model) for model in models)
+
+
+def _goes_on(run: Run, old: int, new: int) -> bool:
+    """Whether one optimizer carries on with the state-keeping work of another, at its rate."""
+    before, after = run.steps_of(old), run.steps_of(new)
+    return (
+        run.optimizers[old].stateful
+        and bool(before and after)
+        and before[0].learning_rates == after[0].learning_rates
+    )

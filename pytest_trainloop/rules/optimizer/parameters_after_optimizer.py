@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._naming import call_of, counted, listed, title
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Attribute,
     Branch,
@@ -26,6 +28,9 @@ from pytest_trainloop.source.facts import (
     same,
     stepped_optimizer,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Parameter, Run
 
 
 class ParametersAfterOptimizer(Rule):
@@ -228,6 +233,24 @@ class ParametersAfterOptimizer(Rule):
                 if _takes_a_whole_model(made):
                     yield from self._optimizer(trace, made, steps)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for parameters that the loss depends on and that no optimizer updates."""
+        left = [p for p in run.parameters if _is_late(p)]
+        for model in dict.fromkeys(p.model for p in left):
+            names = [p.name for p in left if p.model == model]
+            trained = [p for p in run.parameters if p.model == model and p.optimizers]
+            if not any(p.moved for p in trained):
+                continue
+            optimizer = run.optimizers[trained[0].optimizers[0]]
+            yield self.observation(
+                f"{listed(names)} became part of the model after {title(optimizer)} had been"
+                " built: no optimizer updates them",
+                "build the optimizer when the model is complete, or hand them over with"
+                f" {call_of(optimizer, 'add_param_group')}",
+                optimizer.built,
+                (f"{title(optimizer)} has {counted(len(trained), 'parameter')} of the model",),
+            )
+
     def _optimizer(
         self, trace: Trace, made: Call, steps: list[tuple[Call, Value]]
     ) -> Iterator[Finding]:
@@ -369,3 +392,14 @@ def _may_tell(call: Call, optimizer: Value) -> bool:
 
 #: Methods that use an optimizer and leave its parameters alone.
 _READING = frozenset({"zero_grad", "state_dict", "load_state_dict", "step"})
+
+
+def _is_late(parameter: Parameter) -> bool:
+    return (
+        parameter.late
+        and parameter.reached
+        and parameter.trainable
+        and parameter.moved is False
+        and not parameter.optimizers
+        and not parameter.claimed
+    )

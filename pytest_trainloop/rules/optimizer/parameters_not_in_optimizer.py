@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._naming import counted, listed, title
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Attribute,
     Call,
@@ -28,6 +30,9 @@ from pytest_trainloop.source.facts import (
     origins,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Parameter, Run
 
 
 class ParametersNotInOptimizer(Rule):
@@ -236,6 +241,24 @@ class ParametersNotInOptimizer(Rule):
             if len(made) == 1:
                 yield from self._lost_layers(trace, made[0])
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for parameters that the loss depends on and that no optimizer updates."""
+        left = [p for p in run.parameters if _is_left_out(p) and not p.late]
+        for model in dict.fromkeys(p.model for p in left):
+            names = [p.name for p in left if p.model == model]
+            trained = [p for p in run.parameters if p.model == model and p.optimizers]
+            if not any(p.moved for p in trained):
+                continue
+            optimizer = run.optimizers[trained[0].optimizers[0]]
+            yield self.observation(
+                f"{listed(names)} get gradients but {'is' if len(names) == 1 else 'are'} in no"
+                f" optimizer, and did not move in {counted(optimizer.steps, 'step')}",
+                "give them to the optimizer (`model.parameters()`), or freeze what is not to"
+                " learn with `requires_grad_(False)`",
+                optimizer.built,
+                (f"{title(optimizer)} has {counted(len(trained), 'parameter')} of the model",),
+            )
+
     def _lost_groups(self, trace: Trace, made: Call) -> Iterator[Finding]:
         for store in trace.stores:
             if store.index > made.index or not _is_group(trace, store):
@@ -402,3 +425,14 @@ def _is_only_called(definition: ClassFacts, attribute: str, made: Call) -> bool:
     stores = len(re.findall(rf"\bself\.{name}\s*=[^=]", text))
     elsewhere = made.file is not definition.file and re.search(rf"\.{name}\b", made.file.text)
     return stores == 1 and calls > 0 and uses == calls + stores and not elsewhere
+
+
+def _is_left_out(parameter: Parameter) -> bool:
+    return (
+        parameter.reached
+        and parameter.trainable
+        and parameter.moved is False
+        and not parameter.optimizers
+        and not parameter.claimed
+        and not parameter.hidden_in
+    )

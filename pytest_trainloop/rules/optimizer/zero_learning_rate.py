@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import title
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Call,
     FileFacts,
@@ -22,6 +24,12 @@ from pytest_trainloop.source.facts import (
     options,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
+
+#: Up to this part of its steps, an optimizer may wait at 0.
+_FEW = 0.1
 
 
 class ZeroLearningRate(Rule):
@@ -190,6 +198,29 @@ class ZeroLearningRate(Rule):
                     )
         for trace in file.traces:
             yield from self._factors(trace)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for optimizers whose every rate was 0, all the time or for more than one step."""
+        for index, optimizer in enumerate(run.optimizers):
+            steps = run.steps_of(index)
+            dead = 0
+            while dead < len(steps) and not any(steps[dead].learning_rates):
+                dead += 1
+            # A warm-up that begins at 0 has one dead step.
+            if dead <= max(1, len(steps) * _FEW):
+                continue
+            own = {number for group in optimizer.groups for number in group}
+            if dead < len(steps):
+                message = f"the learning rate is 0 in the first {dead} of {len(steps)} steps"
+                advice = "let the warm-up begin above 0, and step it once for each optimizer step"
+            elif any(run.parameters[number].moved for number in own):
+                # It takes its rate from elsewhere.
+                continue
+            else:
+                message = f"the learning rate is 0 in all {len(steps)} steps"
+                advice = "give the optimizer a learning rate above 0, or look at its scheduler"
+            where = optimizer.built or steps[0].where
+            yield self.observation(f"{message} of {title(optimizer)}", advice, where)
 
     def _factors(self, trace: Trace) -> Iterator[Finding]:
         for call in trace.calls:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Call,
     Event,
@@ -33,6 +34,12 @@ from pytest_trainloop.source.facts import (
     origins,
     together,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
+
+#: A norm above this part of the loss scale is one that was scaled too.
+_SCALED_NORM = 0.05
 
 
 class ClipBeforeUnscale(Rule):
@@ -317,6 +324,32 @@ class ClipBeforeUnscale(Rule):
             for clip in loop.clips:
                 if _is_plain_clip(clip) and not is_out_of_order(loop, clip):
                     yield from self._clip(loop, clip)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for clips between a scaled backward and the step, with no unscaling in between."""
+        from pytest_trainloop.runtime.record import Backward, Clip, SkippedStep, Unscaling
+        from pytest_trainloop.runtime.record import Step as RunStep
+
+        scaled: Backward | None = None
+        told: set[str] = set()
+        for event in run.events:
+            if isinstance(event, Backward):
+                scaled = event if event.scale != 1.0 else None
+            elif isinstance(event, (Unscaling, RunStep, SkippedStep)):
+                scaled = None
+            elif isinstance(event, Clip) and scaled is not None and event.where not in told:
+                # Whoever multiplies the norm with the scale instead knows what they do.
+                if event.max_norm > scaled.scale * _SCALED_NORM:
+                    continue
+                told.add(event.where)
+                yield self.observation(
+                    f"gradients are clipped to {event.max_norm:g} while they still carry the loss"
+                    f" scale of {scaled.scale:g}: unscaled, that is"
+                    f" {event.max_norm / scaled.scale:.3g}",
+                    "call `scaler.unscale_(optimizer)` before clipping",
+                    event.where,
+                    (f"backward was called at {scaled.where}",),
+                )
 
     def _clip(self, loop: TrainingLoop, clip: Call) -> Iterator[Finding]:
         backward = _scaled_backward_before(loop, clip)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import call_of, counted, title
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Backward,
     Call,
@@ -32,6 +34,9 @@ from pytest_trainloop.source.facts import (
     same,
     together,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 
 class StepBypassesScaler(Rule):
@@ -270,6 +275,22 @@ class StepBypassesScaler(Rule):
                     continue
                 yield from self._plain_step(loop, step)
                 yield from self._plain_backward(loop, step)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for steps that used gradients just as a scaled backward had left them."""
+        for index, optimizer in enumerate(run.optimizers):
+            scaled = [step for step in run.steps_of(index) if step.scaled and step.applied]
+            if not scaled:
+                continue
+            scale = scaled[0].backwards[-1].scale
+            yield self.observation(
+                f"{title(optimizer)} used gradients that still carry the loss scale of {scale:g}:"
+                f" {counted(len(scaled), 'step')} went past the scaler",
+                f"call `scaler.step({optimizer.name})` instead of {call_of(optimizer, 'step')},"
+                " then `scaler.update()`",
+                scaled[0].where,
+                (f"backward was called at {scaled[0].backwards[-1].where}",),
+            )
 
     def _plain_step(self, loop: TrainingLoop, step: Step) -> Iterator[Finding]:
         backward = _scaled_backward_of(loop, step)

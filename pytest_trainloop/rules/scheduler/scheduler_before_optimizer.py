@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import call_of, title
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Branch,
     Call,
@@ -29,6 +31,9 @@ from pytest_trainloop.source.facts import (
     stepped_optimizer,
     together,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 
 class SchedulerBeforeOptimizer(Rule):
@@ -326,6 +331,43 @@ class SchedulerBeforeOptimizer(Rule):
                     step = _later_step(loop, call)
                     if step is not None:
                         yield self._report(loop, call, step)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for schedulers whose every step comes before one of their optimizer."""
+        from pytest_trainloop.runtime.record import SchedulerStep, SkippedStep
+        from pytest_trainloop.runtime.record import Step as RunStep
+
+        for number, scheduler in enumerate(run.schedulers):
+            if scheduler.optimizer is None or not scheduler.fresh:
+                continue
+            optimizer = run.optimizers[scheduler.optimizer]
+            line = [
+                event
+                for event in run.events
+                if (isinstance(event, SchedulerStep) and event.scheduler == number)
+                or (
+                    isinstance(event, (RunStep, SkippedStep))
+                    and event.optimizer == scheduler.optimizer
+                )
+            ]
+            moves = [event for event in line if isinstance(event, SchedulerStep)]
+            places = {event.where for event in moves}
+            # Once before the loop is a start from elsewhere, and so is `step(epoch)`.
+            if (
+                not optimizer.built
+                or len(moves) < 2  # noqa: PLR2004  # as said
+                or len(places) > 1
+                or any(event.told for event in moves)
+                or line[0] is not moves[0]
+                or line[1] is moves[1]
+            ):
+                continue
+            yield self.observation(
+                f"the {scheduler.kind} of {title(optimizer)} steps before it: the first learning"
+                " rate of the schedule is never used",
+                f"call `scheduler.step()` after {call_of(optimizer, 'step')}",
+                moves[0].where,
+            )
 
     def _report(self, loop: TrainingLoop, call: Call, step: Step) -> Finding:
         around = _shared_loop(call, step)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Branch,
     Call,
@@ -29,6 +30,9 @@ from pytest_trainloop.source.facts import (
     origins,
     same,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 
 class SchedulerWrongCadence(Rule):
@@ -372,6 +376,40 @@ class SchedulerWrongCadence(Rule):
                 if _is_plain_step(call) and not is_out_of_order(loop, call):
                     yield from self._step(_Cadence(loop, loop.loop, call))
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Compare what a schedule is made for with the epochs and the batches that were made.
+
+        Only where the numbers leave no other reading, and the run came to its own end.
+        """
+        from pytest_trainloop.runtime.record import SchedulerStep
+
+        ends = _training_epochs(run)
+        if run.stopped or ends is None:
+            return
+        epochs, batches = ends
+        for number, scheduler in enumerate(run.schedulers):
+            moves = [one for one in run.all(SchedulerStep) if one.scheduler == number]
+            made = len(moves)
+            if scheduler.optimizer is None or any(one.told for one in moves):
+                continue
+            if scheduler.horizon == epochs and made == epochs * batches:
+                message = (
+                    f"the {scheduler.kind} is made for {epochs} epochs, and steps at each of the"
+                    f" {made} batches: it is through in {epochs} batches"
+                )
+                advice = "step it once an epoch, or make it for the number of batches"
+            elif scheduler.horizon == epochs * batches and made == epochs:
+                message = (
+                    f"the {scheduler.kind} is made for {scheduler.horizon} batches, and steps once"
+                    f" an epoch: it ends after {made} of them"
+                )
+                advice = "step it at each batch, or make it for the number of epochs"
+            else:
+                continue
+            rates = [s.learning_rates[0] for s in run.steps_of(scheduler.optimizer)]
+            shown = f"learning rate: {rates[0]:.3g} first, {rates[-1]:.3g} last"
+            yield self.observation(message, advice, moves[0].where, (shown,))
+
     def _step(self, cadence: _Cadence) -> Iterator[Finding]:
         made = _made(cadence.call.receiver)
         if cadence.is_every_batch and made is not None:
@@ -630,3 +668,18 @@ def _moved_in(cadence: _Cadence) -> Fix | None:
     if _functions(call.context) != _functions(steps[0].context):
         return None
     return Fix((Edit("move-after", call.place, to=steps[0].place),), safe=False)
+
+
+def _training_epochs(run: Run) -> tuple[int, int] | None:
+    """How many epochs of how many batches the run trained for; None if not evident."""
+    from pytest_trainloop.runtime.record import EpochEnd
+
+    ends = run.all(EpochEnd)
+    loaders = {end.loader for end in ends}
+    lengths = {end.batches for end in ends}
+    if len(loaders) != 1 or len(lengths) != 1:
+        return None
+    epochs, (batches,) = len(ends), tuple(lengths)
+    steps = [optimizer.steps for optimizer in run.optimizers]
+    alone = len(steps) == 1 and steps[0] == epochs * batches
+    return (epochs, batches) if alone and min(epochs, batches) > 1 else None

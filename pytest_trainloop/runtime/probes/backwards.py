@@ -55,6 +55,9 @@ class _Backwards:
             finally:
                 self.running = False
             self.observer.stale.after_backward()
+            if self.observer.scalers:
+                scaled = event.scale != 1.0
+                self.observer.scaled = self.observer.people.gradients() if scaled else []
             return result
 
         return cast("FunctionType", backward)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_trainloop.runtime.record import SkippedStep
+from pytest_trainloop.runtime.record import SkippedStep, Unscaling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +20,7 @@ _DEPTH = 4
 
 
 def install(observer: Observer) -> None:
-    """Replace `GradScaler.scale` and `GradScaler.step`."""
+    """Replace `GradScaler.scale`, `GradScaler.unscale_` and `GradScaler.step`."""
     from torch.amp import GradScaler
 
     def replace_scale(original: Callable[..., Any]) -> FunctionType:
@@ -51,7 +51,20 @@ def install(observer: Observer) -> None:
 
         return cast("FunctionType", step)
 
+    def replace_unscale(original: Callable[..., Any]) -> FunctionType:
+        def unscale_(scaler: Any, optimizer: Any) -> Any:
+            __tracebackhide__ = True
+            result = original(scaler, optimizer)
+            # `step` calls it too, for gradients that are still scaled then.
+            if observer.patches.active and id(optimizer) not in observer.scaler_stepping:
+                observer.run.events.append(Unscaling())
+                observer.scaled = []
+            return result
+
+        return cast("FunctionType", unscale_)
+
     observer.patches.replace(GradScaler, "scale", replace_scale)
+    observer.patches.replace(GradScaler, "unscale_", replace_unscale)
     observer.patches.replace(GradScaler, "step", replace_step)
 
 

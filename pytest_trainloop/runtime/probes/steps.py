@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_trainloop.runtime.observe import looks_closely
+from pytest_trainloop.runtime.participants import note_written
 from pytest_trainloop.runtime.record import Step
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class _Steps:
         found_inf = getattr(optimizer, "found_inf", None)
         step.applied = not (found_inf is not None and bool(found_inf))
         opened.known.fact.steps = step.number
+        note_written(opened.known, optimizer)
         observer.run.events.append(step)
         if looks_closely(step.number + 1):
             observer.stale.mark(opened.known)
@@ -104,7 +105,7 @@ class _Steps:
 
     def describe(self, optimizer: Optimizer, known: KnownOptimizer) -> Step:
         observer = self.observer
-        rates = tuple([float(group.get("lr", math.nan)) for group in optimizer.param_groups])
+        rates = tuple([_rate(group) for group in optimizer.param_groups])
         if rates != known.rates:
             known.rates = rates
         step = Step(
@@ -115,6 +116,8 @@ class _Steps:
             where=observer.place(),
             through_scaler=id(optimizer) in observer.scaler_stepping,
         )
+        if observer.scaled and not step.through_scaler:
+            step.scaled = _still_scaled(known, observer.scaled)
         if looks_closely(step.number):
             self.look_closely(step, optimizer, known)
         return step
@@ -154,12 +157,26 @@ class _Steps:
 
         def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             __tracebackhide__ = True
-            if observer.patches.active:
-                built = (weakref.ref(optimizer), observer.place())
-                observer.people.built[id(optimizer)] = built
             original(optimizer, *args, **kwargs)
+            if observer.patches.active:
+                observer.people.built.note(optimizer, observer.place())
 
         return cast("FunctionType", __init__)
+
+
+def _still_scaled(known: KnownOptimizer, scaled: list[tuple[Tensor, int]]) -> bool:
+    """Whether nobody wrote to the gradients of an optimizer since a scaled backward did."""
+    own = {id(one.tensor) for one in known.parameters}
+    mine = [(tensor, version) for tensor, version in scaled if id(tensor) in own]
+    return bool(mine) and all(
+        tensor.grad is not None and tensor.grad._version == version for tensor, version in mine
+    )
+
+
+def _rate(group: dict[str, Any]) -> float:
+    # Some optimizers choose their rate themselves, and keep None here.
+    rate = group.get("lr")
+    return math.nan if rate is None else float(rate)
 
 
 def _evaluations(optimizer: Optimizer) -> int:

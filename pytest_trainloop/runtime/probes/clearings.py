@@ -1,0 +1,37 @@
+"""See gradients cleared: `optimizer.zero_grad()` and `model.zero_grad()`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, cast
+
+from pytest_trainloop.runtime.record import Clearing
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.observe import Observer
+
+
+def install(observer: Observer) -> None:
+    """Replace `Optimizer.zero_grad` and `Module.zero_grad`."""
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    def replace(original: Callable[..., Any]) -> FunctionType:
+        by_optimizer = original.__qualname__.startswith("Optimizer")
+
+        def zero_grad(cleared: Any, *args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            result = original(cleared, *args, **kwargs)
+            if observer.patches.active:
+                known = observer.people.known_optimizer(cleared) if by_optimizer else None
+                index = None if known is None else known.index
+                kind = type(cleared).__name__
+                where = observer.place()
+                observer.run.events.append(Clearing(index, kind, by_optimizer, where))
+            return result
+
+        return cast("FunctionType", zero_grad)
+
+    observer.patches.replace(Optimizer, "zero_grad", replace)
+    observer.patches.replace(Module, "zero_grad", replace)
