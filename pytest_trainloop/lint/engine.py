@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from pytest_trainloop.lint.result import FileResult
     from pytest_trainloop.rules import Rule
 
+#: Below this a process costs more than it saves: two are started in about 20 ms.
+WORTH_A_WORKER_BYTES = 300_000
+#: More workers than this hardly help, and each holds 50 MB.
+MOST_WORKERS = 8
+
 
 @dataclass(frozen=True)
 class Run:
@@ -180,16 +185,23 @@ def _rules(settings: Settings) -> dict[str, Rule]:
 def _lint_all(
     run: Run, rules: dict[str, Rule], files: list[str], missing: list[str]
 ) -> Iterator[FileResult]:
-    from pytest_trainloop.lint.workers import lint_in_workers, workers_worth
-
     total = sum(map(_size, missing))
-    workers = min(run.jobs or workers_worth(total, len(missing)), len(missing))
+    workers = min(run.jobs or workers_worth(total), len(missing))
     make_linter = partial(_linter, rules, files, run.time_limit_s)
     if workers <= 1:
         linter = make_linter()
         yield from map(linter.lint, missing)
     else:
+        # Late: one process needs no means to start others.
+        from pytest_trainloop.lint.workers import lint_in_workers
+
         yield from lint_in_workers(make_linter, missing, workers, run.time_limit_s)
+
+
+def workers_worth(total_bytes: int) -> int:
+    """How many workers pay for files of a total size."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(cores or 1, MOST_WORKERS, total_bytes // WORTH_A_WORKER_BYTES))
 
 
 def _linter(rules: dict[str, Rule], files: list[str], time_limit_s: float) -> FileLinter:

@@ -7,7 +7,6 @@ single call costs one file, not the run: `multiprocessing.Pool` would wait for i
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -27,20 +26,10 @@ if TYPE_CHECKING:
 
     from pytest_trainloop.lint.lint_file import FileLinter
 
-#: Below this a process costs more than it saves: two are started in about 20 ms.
-WORTH_A_WORKER_BYTES = 300_000
-#: More workers than this hardly help, and each holds 50 MB.
-MOST_WORKERS = 8
 # Files that a worker is given at a time: few, so that none is left with all the long ones.
 _BATCH = 12
 # What a worker may take beyond the limit of its file before it is ended from outside.
 _GRACE_S = 5.0
-
-
-def workers_worth(total_bytes: int, files: int) -> int:
-    """How many workers pay for files of a total size."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(cores or 1, MOST_WORKERS, files, total_bytes // WORTH_A_WORKER_BYTES))
 
 
 def lint_in_workers(

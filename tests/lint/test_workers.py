@@ -12,6 +12,7 @@ import pytest
 from pytest_trainloop.lint import engine, workers
 from pytest_trainloop.lint.files import FoundFiles, find_files
 from pytest_trainloop.lint.lint_file import FileLinter
+from pytest_trainloop.lint.selection import Selection
 from pytest_trainloop.rules import all_rules
 from tests.lint.project import BUGGY, RIGHT, MakeProject, Project
 
@@ -72,22 +73,23 @@ def test_workers_can_be_started_in_every_way(
 ) -> None:
     project({"a.py": BUGGY, "b.py": BUGGY})
     monkeypatch.setattr(workers, "_context", lambda: multiprocessing.get_context(method))
-    make: Callable[[], FileLinter] = partial(FileLinter, all_rules(), ["a.py", "b.py"])
+    make: Callable[[], FileLinter] = partial(
+        FileLinter, Selection().rules(all_rules()), ["a.py", "b.py"]
+    )
     results = workers.lint_in_workers(make, ["a.py", "b.py"], 2, 30.0)
     found = {result.path: [finding.rule for finding in result.findings] for result in results}
     assert found == {"a.py": ["missing-zero-grad"], "b.py": ["missing-zero-grad"]}
 
 
 def test_a_few_files_are_not_worth_a_worker() -> None:
-    assert workers.workers_worth(10_000, 5) == 1
-    assert workers.workers_worth(10**12, 1) == 1
-    assert 1 <= workers.workers_worth(10**12, 10**6) <= workers.MOST_WORKERS
+    assert engine.workers_worth(10_000) == 1
+    assert 1 <= engine.workers_worth(10**12) <= engine.MOST_WORKERS
 
 
 def test_no_worker_outlives_a_run_that_is_given_up(project: MakeProject) -> None:
     project({f"m{n}.py": BUGGY for n in range(40)})
     paths = [f"m{n}.py" for n in range(40)]
-    make: Callable[[], FileLinter] = partial(FileLinter, all_rules(), paths)
+    make: Callable[[], FileLinter] = partial(FileLinter, Selection().rules(all_rules()), paths)
     results = workers.lint_in_workers(make, paths, 2, 30.0)
     next(results)
     results.close()  # type: ignore[attr-defined]  # a generator has it
