@@ -307,7 +307,7 @@ class ClassFacts:
                 assigned.setdefault(name, []).append(method)
         return assigned
 
-    @property
+    @cached_property
     def is_module(self) -> bool:
         """Whether it is a `torch.nn.Module`, or another library's class built on it."""
         return any(

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 #: How many functions a call may mean for each of them to be followed.
 MOST_CALLEES = 3
 
+#: How many modules' methods of a name are followed into each other.
+_DEEPEST_NESTING = {"forward": 2, "__init__": 1}
+
 _EXITS = frozenset({"sys.exit", "builtins.exit", "builtins.quit", "os._exit"})
 
 
@@ -125,7 +128,11 @@ def function(
     """
     definition = callee.definition
     recursive = definition in reader.stack
-    harmless = not definition.is_interesting or definition in reader.program.dull
+    harmless = (
+        not definition.is_interesting
+        or definition in reader.program.dull
+        or _is_nested_module(reader, definition)
+    )
     if call is not None and not handed and (recursive or harmless):
         call.followed = True
     if recursive or harmless or reader.is_spent:
@@ -148,6 +155,24 @@ def function(
         call.followed = True
         return Returned(call, value)
     return value
+
+
+def _is_nested_module(reader: Reader, definition: FunctionFacts) -> bool:
+    """Whether it is a module's method deep inside the same method of other modules.
+
+    A network is built of networks. What trains it sees the outermost, and the layers that
+    give its output; the inside of the inside changes nothing and is most of the work. What
+    a constructor that is not followed assigns is looked up when somebody asks for it.
+    """
+    deepest = _DEEPEST_NESTING.get(definition.name)
+    if deepest is None or definition.owner is None or not definition.owner.is_module:
+        return False
+    around = [
+        function
+        for function in reader.stack
+        if function.name == definition.name and function.owner and function.owner.is_module
+    ]
+    return len(around) >= deepest
 
 
 def body(reader: Reader, definition: FunctionFacts, scope: Scope, frame: Inside) -> Value:
