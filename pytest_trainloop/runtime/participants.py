@@ -225,7 +225,8 @@ class Participants:
         return holder if ref is not None and ref() is tensor else ""
 
     def _is_late(self, known: KnownParameter) -> bool:
-        if known.optimizers or known.model is None:
+        # Frozen ones are many, and nobody asks about them.
+        if known.optimizers or known.model is None or not known.reached:
             return False
         others = [one.tensor for one in self._order if one.model is known.model]
         return self.built.came_later(known.tensor, others)
