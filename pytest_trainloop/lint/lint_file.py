@@ -80,12 +80,13 @@ class FileLinter:
             if MARKER in data:
                 comments = find_suppressions(document.text)
                 result = replace(result, suppressions=tuple(comments))
-            sought = {rule: offsets for rule in rules if (offsets := set(rule.seek(document.text)))}
+            sought, errors = _sought(rules, document)
             if not sought:
                 _check_syntax(document)
-                return result
+                return replace(result, errors=tuple(errors))
             with self._time_limit:
-                return self._lint(result, document, sought)
+                result = self._lint(result, document, sought)
+            return replace(result, errors=(*errors, *result.errors))
         except TimeLimitError:
             message = f"took longer than {self._time_limit_s:g} s; given up"
         except UnreadableError as error:
@@ -128,6 +129,21 @@ class FileLinter:
             except Exception as error:  # noqa: BLE001 -- as above; the other rules still speak
                 errors.append(FileError(path, _crash(f"rule `{rule.name}`", error)))
         return findings, errors
+
+
+def _sought(rules: list[Rule], document: Document) -> tuple[dict[Rule, set[int]], list[FileError]]:
+    """The rules that may have something to say, each with where, and those that crashed."""
+    sought: dict[Rule, set[int]] = {}
+    errors: list[FileError] = []
+    for rule in rules:
+        try:
+            offsets = set(rule.seek(document.text))
+        except Exception as error:  # noqa: BLE001 -- a crash of ours must not end the run
+            errors.append(FileError(document.path, _crash(f"rule `{rule.name}`", error)))
+        else:
+            if offsets:
+                sought[rule] = offsets
+    return sought, errors
 
 
 def _check_syntax(document: Document) -> None:

@@ -179,11 +179,19 @@ class Settling:
         seen: Counter[tuple[str, str, str]] = Counter()
         for problem in problems:
             code = " ".join(problem.source_line.split())
-            path = os.path.relpath(problem.path, self._root).replace(os.sep, "/")
+            path = _within(problem.path, self._root)
             key = (problem.rule, path, code)
             told = digest("\0".join([*key, str(seen[key])]).encode())[:16]
             yield replace(problem, fingerprint=told)
             seen[key] += 1
+
+
+def _within(path: str, root: str) -> str:
+    """The path as seen from a folder, the same on every system."""
+    try:
+        return os.path.relpath(path, root).replace(os.sep, "/")
+    except ValueError:  # on another drive
+        return path
 
 
 def _merged(results: Iterable[FileResult]) -> list[Finding]:
