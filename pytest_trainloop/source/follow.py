@@ -104,6 +104,11 @@ def _construct(
     args: tuple[Value, ...],
     keywords: dict[str, Value],
 ) -> Value:
+    constructor = callee.definition.method("__init__")
+    if constructor is not None and _is_nested_module(reader, constructor):
+        # One object stands for all of its kind, so that what it holds is looked up once.
+        call.followed = True
+        return Returned(call, reader.program.instance_of(callee.definition))
     instance = Instance(callee.definition, call)
     initializer = members.attribute(reader, instance, "__init__")
     if isinstance(initializer, Function):

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 
 #: How many other modules are asked for names on behalf of one.
 MOST_MODULES = 16
+#: The longest other file, in characters, whose base classes are read for what they assign:
+#: a library's base class is inherited by hundreds, and would be read for each.
+LARGEST_BASE = 60_000
 #: How much is read of a method only to learn what it assigns.
-MOST_EVENTS_ASIDE = 1_500
+MOST_EVENTS_ASIDE = 600
 
 _LINKABLE = (Function, Class, Instance, Constant, Imported)
 
@@ -43,6 +46,8 @@ class Program:
         self._asked: set[str] = set()
         #: Long functions that were followed once, and in which nothing that trains was met.
         self.dull: set[FunctionFacts] = set()
+        #: What imported names stand for, once that is found.
+        self._links: dict[tuple[str | None, str], Value] = {}
         self._instances: dict[ClassFacts, Instance] = {}
         #: The attributes of an object after one of its methods was read on its own.
         self._fields: dict[tuple[int, FunctionFacts], dict[str, Value]] = {}
@@ -75,6 +80,9 @@ class Program:
 
         Packages re-export names of their own modules, in circles too: each is asked once.
         """
+        known = self._links.get((value.path, value.member)) if isinstance(value, Imported) else None
+        if known is not None:
+            return known
         found = value
         asked: set[tuple[str, str]] = set()
         while isinstance(found, Imported) and found.path is not None and found.member:
@@ -86,7 +94,11 @@ class Program:
             if binding is None:
                 return found
             found = binding.value
-        return found if isinstance(found, _LINKABLE) else value
+        if not isinstance(found, _LINKABLE):
+            return value
+        if isinstance(value, Imported) and not isinstance(found, Imported):
+            self._links[value.path, value.member] = found
+        return found
 
     def member_of(self, base: Imported, name: str) -> Imported:
         """`module.name`, where the module may be a linted file."""
@@ -135,7 +147,10 @@ class Program:
     def assigned_attribute(self, reader: Reader, instance: Instance, name: str) -> Value | None:
         """An attribute that some method of the object's class assigns, read on its own."""
         found: list[Value] = []
+        home = instance.definition.file
         for method in instance.definition.methods_assigning(name):
+            if method.file is not home and len(method.file.text) > LARGEST_BASE:
+                continue
             if method not in reader.stack:
                 value = self._fields_after(reader, instance, method).get(name)
                 if value is not None:
