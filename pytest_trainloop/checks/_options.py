@@ -62,7 +62,9 @@ def _fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) in (list, tuple):
-        return isinstance(value, (list, tuple)) and all(_fits(one, get_args(hint)[0]) for one in value)
+        return isinstance(value, (list, tuple)) and all(
+            _fits(one, get_args(hint)[0]) for one in value
+        )
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if hint is float else hint)

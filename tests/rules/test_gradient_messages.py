@@ -28,8 +28,8 @@ TOLD = {
     ),
     "missing-step": (
         (
-            "`loss.backward()` computes gradients, but `optimizer` never steps, so the weights stay "
-            "as they are"
+            "`loss.backward()` computes gradients, but `optimizer` never steps, so the weights "
+            "stay as they are"
         ),
         "write `optimizer.step()` after `loss.backward()`",
     ),
@@ -49,8 +49,8 @@ TOLD = {
     ),
     "detached-generator": (
         (
-            "`fake.detach()` cuts the loss of `bce(net_d(fake.detach()), ones).backward()` off from "
-            "the network that it is meant to train"
+            "`fake.detach()` cuts the loss of `bce(net_d(fake.detach()), ones).backward()` off "
+            "from the network that it is meant to train"
         ),
         "use `fake` in this update; detach it only where the other network is trained",
     ),
@@ -70,16 +70,16 @@ TOLD = {
     ),
     "zero-grad-every-micro-batch": (
         (
-            "`optimizer.zero_grad()` throws away the gradients of the micro-batches before: it runs "
-            "at each of them, `optimizer.step()` only after "
+            "`optimizer.zero_grad()` throws away the gradients of the micro-batches before: it "
+            "runs at each of them, `optimizer.step()` only after "
             "`if (i + 1) % k == 0 or i + 1 == len(loader):`"
         ),
         "clear once an update, right after `optimizer.step()`",
     ),
     "clip-every-micro-batch": (
         (
-            "`nn.utils.clip_grad_norm_` clips the partial sum of gradients at every micro-batch, but "
-            "`optimizer.step()` runs only after `if (i + 1) % k == 0 or i + 1 == len(loader):`"
+            "`nn.utils.clip_grad_norm_` clips the partial sum of gradients at every micro-batch, "
+            "but `optimizer.step()` runs only after `if (i + 1) % k == 0 or i + 1 == len(loader):`"
         ),
         "do it once an update, right before `optimizer.step()`",
     ),
