@@ -41,7 +41,9 @@ def check_page(check: type[Check]) -> str:
     told = sections(check.__doc__)
     description = told.pop("", "")
     listed = told.pop("Options", "")
-    first = [next(one for one in check.examples if isinstance(one, kind)) for kind in (Passes, Fails)]
+    first = [
+        next(one for one in check.examples if isinstance(one, kind)) for kind in (Passes, Fails)
+    ]
     others = [example for example in check.examples if example not in first]
     return page(
         heading(1, check.name),
