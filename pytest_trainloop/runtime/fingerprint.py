@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-import random
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trainloop.runtime.models import LiveModel, live_models
 from pytest_trainloop.runtime.observe import Listener
+from pytest_trainloop.runtime.seed import take_states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +51,7 @@ class StepPrint:
     gradients: dict[str, Digest]
     #: What data loaders delivered since the step before.
     batches: tuple[Digest, ...]
-    #: The state of the global generators: `torch`, `numpy`, `python`.
+    #: The state of the global generators: `torch`, `numpy`, `python`, `cuda:0`.
     rng: dict[str, Digest]
     #: Scale and growth count of each `GradScaler`.
     scalers: tuple[tuple[float, float], ...]
@@ -238,14 +237,17 @@ def _parts(thing: Any) -> Iterator[bytes]:
 
 
 def rng_digests() -> dict[str, Digest]:
-    """Fingerprints of the global random number generators."""
-    import torch
-
-    states = {"torch": digest(torch.get_rng_state())}
-    states["python"] = hashlib.blake2b(repr(random.getstate()).encode(), digest_size=12).digest()
-    if (numpy := sys.modules.get("numpy")) is not None:
-        states["numpy"] = digest_of(numpy.random.get_state(legacy=True))
-    return states
+    """Fingerprints of the global random number generators, by name."""
+    states = take_states()
+    digests = {
+        "torch": digest(states["torch"]),
+        "python": hashlib.blake2b(repr(states["python"]).encode(), digest_size=12).digest(),
+    }
+    if "numpy" in states:
+        digests["numpy"] = digest_of(states["numpy"])
+    for number, state in enumerate(states.get("cuda", ())):
+        digests[f"cuda:{number}"] = digest(state)
+    return digests
 
 
 def _state_digests(states: list[Mapping[str, Any]]) -> dict[str, Digest]:

@@ -13,13 +13,17 @@ LARGEST_SEED = 2**32 - 1
 
 
 def take_states() -> dict[str, Any]:
-    """The state of Python's, NumPy's and torch's global generators, on every device."""
+    """The state of Python's, NumPy's and torch's global generators, on the CPU and in CUDA.
+
+    CUDA is left asleep: what was never used has no state to keep.
+    """
     import torch
 
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if (numpy := sys.modules.get("numpy")) is not None:
         states["numpy"] = numpy.random.get_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    # Not is_available(): that may start the driver, after which a fork can no longer use it.
+    if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
 
@@ -34,10 +38,13 @@ def put_states(states: dict[str, Any]) -> None:
         sys.modules["numpy"].random.set_state(states["numpy"])
     if "cuda" in states:
         torch.cuda.set_rng_state_all(states["cuda"])
+    elif not torch.cuda._is_in_bad_fork():
+        # It was asleep: as `torch.manual_seed` would have it, were it used for the first time.
+        torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's (if it is loaded) and torch's generators, on every device."""
+    """Seed Python's, NumPy's (if it is loaded) and torch's generators, CUDA's included."""
     import torch
 
     random.seed(seed)
