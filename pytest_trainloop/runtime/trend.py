@@ -99,9 +99,11 @@ def sparkline(numbers: Sequence[float], width: int = 40) -> str:
     finite = [number for number in numbers if math.isfinite(number)]
     if not finite:
         return " " * len(numbers)
-    low, span = min(finite), max(finite) - min(finite)
+    # Halved, because the largest number and the smallest may be further apart than a float holds.
+    low = min(finite) / 2
+    span = max(finite) / 2 - low
     bars = "▁▂▃▄▅▆▇█"
     return "".join(
-        bars[int((number - low) / span * 7) if span else 0] if math.isfinite(number) else " "
+        bars[int((number / 2 - low) / span * 7) if span else 0] if math.isfinite(number) else " "
         for number in numbers
     )
