@@ -147,8 +147,7 @@ def test_a_loop_that_loses_nothing_passes(pytester: pytest.Pytester) -> None:
     )
 
 
-FRAMEWORKS = {
-    "hugging face": """
+HUGGING_FACE = """
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -176,8 +175,9 @@ def test_it(checkpoint_dir):
     )
     trainer = Trainer(model=Model(), args=arguments, train_dataset=data)
     trainer.train(resume_from_checkpoint=any(checkpoint_dir.iterdir()))
-""",
-    "lightning": """
+"""
+
+LIGHTNING = """
 import lightning
 import torch
 from torch import nn
@@ -209,24 +209,17 @@ def test_it(checkpoint_dir):
         enable_model_summary=False,
         callbacks=[ModelCheckpoint(checkpoint_dir, save_last=True, every_n_train_steps=4)],
     ).fit(Model(), DataLoader(data, 4, shuffle=True), ckpt_path=newest if newest.exists() else None)
-""",
-}
+"""
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_the_trainer_of_hugging_face_resumes(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(FRAMEWORKS["hugging face"])
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "ignore")
-    result.assert_outcomes(passed=1)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_lightning_loses_the_data_order_in_the_middle_of_an_epoch(
+def test_hugging_face_resumes_and_lightning_loses_the_data_order_within_an_epoch(
     pytester: pytest.Pytester,
 ) -> None:
-    pytester.makepyfile(FRAMEWORKS["lightning"])
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-W", "ignore")
-    result.assert_outcomes(failed=1)
+    """In a process of their own: frameworks are slow to load, and would be forgotten here."""
+    pytester.makepyfile(test_hugging_face=HUGGING_FACE, test_lightning=LIGHTNING)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "ignore")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["resumes passed *test_hugging_face.py::test_it *"])
     assert "\nresumes: batch not the same at step " in result.stdout.str()
 
 

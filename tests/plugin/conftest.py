@@ -1,10 +1,7 @@
-"""Load torch once, with what it loads at a first step: it cannot be loaded twice.
-
-`pytester` forgets what a run in this process imported; what was there before stays.
-"""
+"""Everything here runs `pytester` in this process."""
 
 from __future__ import annotations
 
-import torch
+from tests.loaded_once import loaded_once
 
-torch.optim.AdamW([torch.zeros(1, requires_grad=True)]).step()
+__all__ = ["loaded_once"]

@@ -39,8 +39,6 @@ def draws_under(seed: int) -> tuple[float, float, float]:
         (["--trainloop-seed", "7"], "", 7),
         ([], "[pytest]\ntrainloop_seed = 5\n", 5),
         (["--trainloop-seed", "7"], "[pytest]\ntrainloop_seed = 5\n", 7),
-        (["-p", "randomly"], "", 0),
-        (["-p", "randomly", "-p", "xdist", "-n", "2"], "", 0),
     ],
 )
 def test_every_generator_is_seeded_for_each_test(
@@ -48,10 +46,19 @@ def test_every_generator_is_seeded_for_each_test(
 ) -> None:
     pytester.makeini(ini or "[pytest]\n")
     pytester.makepyfile(DRAWS.replace("EXPECTED", repr(draws_under(seed))))
-    result = pytester.runpytest_subprocess(*options)
+    result = pytester.runpytest_inprocess("-p", "no:randomly", *options)
     result.assert_outcomes(passed=2)
-    if "-n" not in options:
-        result.stdout.fnmatch_lines([f"trainloop: seed {seed}"])
+    result.stdout.fnmatch_lines([f"trainloop: seed {seed}"])
+
+
+@pytest.mark.parametrize("options", [(), ("-n", "2")])
+def test_plugins_that_seed_or_split_change_nothing(
+    pytester: pytest.Pytester, options: tuple[str, ...]
+) -> None:
+    pytester.makeini("[pytest]\n")
+    pytester.makepyfile(DRAWS.replace("EXPECTED", repr(draws_under(0))))
+    result = pytester.runpytest_subprocess("-p", "randomly", "-p", "xdist", *options)
+    result.assert_outcomes(passed=2)
 
 
 def test_the_generators_are_put_back(pytester: pytest.Pytester) -> None:
