@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from pytest_trainloop.checks.repeats import repeats as repeats
     from pytest_trainloop.checks.resumes import resumes as resumes
     from pytest_trainloop.checks.trains import trains as trains
+    from pytest_trainloop.runtime.record import Run as Run
     from pytest_trainloop.runtime.watch import watch as watch
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Run": "pytest_trainloop.runtime.record",
     "watch": "pytest_trainloop.runtime.watch",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name: `watch`, or a marker named after its check.
+    """Load a public name: `watch`, `Run`, or a marker named after its check.
 
     Raises:
         AttributeError: there is no such name.

@@ -17,7 +17,7 @@ from examples.broken.side_by_side import Symptom, difference, mean_of_epoch, sho
 from examples.classifier import train
 from examples.classifier.run import Config, Run, start
 from examples.classifier.train import train_steps
-from pytest_trainloop.runtime.record import Run as Record
+from pytest_trainloop import Run as Record
 
 GUARD = "pytest -p trainloop examples/broken/train_mode_not_restored.py"
 

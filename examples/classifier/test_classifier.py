@@ -15,8 +15,8 @@ from torch import nn
 from examples.classifier.checkpoint import Checkpoint
 from examples.classifier.run import Config, start
 from examples.classifier.train import evaluate, train
+from pytest_trainloop import Run as Record
 from pytest_trainloop import overfits, resumes
-from pytest_trainloop.runtime.record import Run as Record
 
 #: The whole loop, in a fraction of a second: ten steps, with an epoch's end among them.
 SMALL = Config(examples=400, epochs=2)

@@ -317,10 +317,10 @@ def accelerate() -> Result:
     for _ in range(3):
         for x, y in loader:
             with accelerator.accumulate(model):
-                optimizer.zero_grad()
                 loss = F.cross_entropy(model(x), y)
                 accelerator.backward(loss)
                 optimizer.step()
+                optimizer.zero_grad()
                 losses.append(loss.item())
     return losses, weights(model)
 
