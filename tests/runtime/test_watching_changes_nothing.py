@@ -18,7 +18,13 @@ from tests.runtime.training_loops import STYLES
 
 # Frameworks warn of much that is none of our business.
 pytestmark = pytest.mark.filterwarnings("ignore")
-FRAMEWORKS = {"lightning_automatic", "hugging_face_trainer", "accelerate", "ignite"}
+FRAMEWORKS = {
+    "accelerate",
+    "hugging_face_trainer",
+    "ignite",
+    "lightning_automatic",
+    "lightning_manual",
+}
 EVERY_STYLE = pytest.mark.parametrize("style", STYLES)
 
 
