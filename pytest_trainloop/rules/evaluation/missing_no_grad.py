@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
 from pytest_trainloop.source.facts import (
+    Branch,
     Call,
     Context,
     FileFacts,
@@ -14,6 +15,7 @@ from pytest_trainloop.source.facts import (
     Place,
     Result,
     Return,
+    Returned,
     Store,
     Trace,
     Value,
@@ -21,7 +23,6 @@ from pytest_trainloop.source.facts import (
     exclusive,
     gradients,
     is_backward,
-    is_forward,
     loops_of,
     options,
     origins,
@@ -293,8 +294,9 @@ class MissingNoGrad(Rule):
             if _takes_gradients_elsewhere(trace):
                 continue
             reported: list[Context] = []
+            trained = _trained_forwards(trace, file.forwards(trace))
             for call in file.forwards(trace):
-                if _is_evaluation(trace, call) and call.place not in silent:
+                if _is_evaluation(trace, call, trained) and call.place not in silent:
                     region = call.context[: _depth_of_function(call.context)]
                     if not any(region == known for known in reported):
                         reported.append(region)
@@ -329,12 +331,12 @@ def _takes_gradients_elsewhere(trace: Trace) -> bool:
     return any(call.method == "set_grad_enabled" and call.discarded for call in trace.calls)
 
 
-def _is_evaluation(trace: Trace, call: Call) -> bool:
+def _is_evaluation(trace: Trace, call: Call, trained: tuple[Call, ...]) -> bool:
     if gradients(call.context) is not True or call.discarded:
         return False
     if _inside_a_module(call.context) or _is_handed(call.context):
         return False
-    if not (_in_eval_mode(trace, call) or _is_a_probe(trace, call)):
+    if not (_in_eval_mode(trace, call, trained) or _is_a_probe(call, trained)):
         return False
     return not (
         _is_used_for_gradients(trace, call)
@@ -356,7 +358,7 @@ def _is_handed(context: Context) -> bool:
     return any(isinstance(frame, Inside) and frame.handed for frame in context)
 
 
-def _in_eval_mode(trace: Trace, call: Call) -> bool:
+def _in_eval_mode(trace: Trace, call: Call, trained: tuple[Call, ...]) -> bool:
     """Whether the model was last switched to eval mode, in a loop or a function in sight."""
     last: Call | None = None
     for event in trace.calls:
@@ -367,18 +369,11 @@ def _in_eval_mode(trace: Trace, call: Call) -> bool:
                 last = event
     if last is None or (last.method == "train" and constant(last.argument(0, "mode")) is not False):
         return False
-    return bool(loops_of(call.context)) or _is_trained(trace, call)
+    # A single prediction, outside of any loop, only where the model is trained in sight.
+    return bool(loops_of(call.context)) or any(same(one.callee, call.callee) for one in trained)
 
 
-def _is_trained(trace: Trace, call: Call) -> bool:
-    """Whether the same model is trained in sight."""
-    return any(
-        is_forward(other) and same(other.callee, call.callee) and _feeds_backward(trace, other)
-        for other in trace.calls
-    )
-
-
-def _is_a_probe(trace: Trace, call: Call) -> bool:
+def _is_a_probe(call: Call, trained: tuple[Call, ...]) -> bool:
     """Whether the model is in training around the call, and this forward is beside it, on a branch.
 
     The guard (`if step % 50 == 0`) tells it from a loss term that is built elsewhere.
@@ -387,25 +382,24 @@ def _is_a_probe(trace: Trace, call: Call) -> bool:
         return False
     loop = loops_of(call.context)[-1]
     at = call.context.index(loop)
-    guarded = any(type(frame).__name__ == "Branch" for frame in call.context[at + 1 :])
+    guarded = any(isinstance(frame, Branch) for frame in call.context[at + 1 :])
     return guarded and any(
-        is_forward(other)
-        and other is not call
-        and loop in other.context
-        and same(other.callee, call.callee)
-        and _feeds_backward(trace, other)
-        for other in trace.calls
+        other is not call and loop in other.context and same(other.callee, call.callee)
+        for other in trained
     )
 
 
-def _feeds_backward(trace: Trace, call: Call) -> bool:
-    return any(
-        _made_by(part, call)
+def _trained_forwards(trace: Trace, forwards: tuple[Call, ...]) -> tuple[Call, ...]:
+    """The forwards whose results some backward uses."""
+    used = {
+        id(part.call)
         for backward in trace.calls
         if is_backward(backward)
         for given in backward.inputs
         for part in origins(given)
-    )
+        if isinstance(part, Result | Returned)
+    }
+    return tuple(call for call in forwards if id(call) in used)
 
 
 def _made_by(value: Value, call: Call) -> bool:
