@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ class Loaded:
 
 
 class Modules:
-    """Loaded modules, the least recently used dropped first.
+    """Loaded modules, dropped when they have become too many.
 
     What a module binds must not depend on who asked first. So a module that was read while
     one that it needs was still being read (they import each other), or too deep in a chain,
@@ -36,7 +35,7 @@ class Modules:
     def __init__(self, account: Callable[[], dict[str, str | None]]) -> None:
         #: Gives the dict in which looked-at files are noted at the moment.
         self._account = account
-        self._kept: OrderedDict[str, Loaded] = OrderedDict()
+        self._kept: dict[str, Loaded] = {}
         self._characters = 0
         self._loading: list[str] = []
         self._partial: set[str] = set()
@@ -48,8 +47,6 @@ class Modules:
             known = self._begin(path, load)
             if known is None:
                 return None
-        else:
-            self._kept.move_to_end(path)
         self._account().update(known.consulted)
         return known.scope
 
@@ -80,8 +77,10 @@ class Modules:
         return loaded
 
     def _keep(self, path: str, loaded: Loaded) -> None:
+        if self._characters + loaded.characters > MOST_CHARACTERS:
+            # All at once: modules hold what they took from each other, so that one that is
+            # dropped alone stays in memory.
+            self._kept.clear()
+            self._characters = 0
         self._kept[path] = loaded
         self._characters += loaded.characters
-        while self._characters > MOST_CHARACTERS and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self._characters -= dropped.characters

@@ -90,8 +90,9 @@ def test_cold_and_warm_beside_parsing_and_ruff(
     cold = run(*lint, "--no-cache", "--jobs", "1", cwd=tmp_path)
     filling = run(*lint, cwd=tmp_path)
     ruff = (BIN / "ruff", "check", "--no-cache", "--quiet", "--isolated", tree)
-    rounds = [(run(*ruff, cwd=tmp_path), run(*lint, cwd=tmp_path)) for _ in range(5)]
-    ruff_s = min(one.wall_s for one, _ in rounds)
+    has_ruff = ruff[0].exists()  # it comes with the development tools, not with the tests
+    rounds = [(has_ruff and run(*ruff, cwd=tmp_path), run(*lint, cwd=tmp_path)) for _ in range(5)]
+    ruff_s = min(one.wall_s if one else float("nan") for one, _ in rounds)
     warm_s = min(one.wall_s for _, one in rounds)
     tell(record_property, "lines", lines, f"in {len(texts)} files of {tree.name}")
     tell(record_property, "ast.parse", lines / parse_s, "lines a CPU second")
@@ -122,11 +123,15 @@ def test_a_cold_start_on_one_small_file(tmp_path: Path, record_property: Record)
 
 def test_memory_stays_below_300_mb(tree: Path, tmp_path: Path, record_property: Record) -> None:
     program = (
-        "import resource, sys\nfrom pytest_trainloop.lint.cli import main\n"
+        "import re, resource, sys\nfrom pytest_trainloop.lint.cli import main\n"
         f"try:\n    main([{str(tree)!r}, '--no-cache', '--jobs', '1', '--quiet'])\n"
         "except SystemExit:\n    pass\n"
-        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(peak // (1024 if sys.platform == 'linux' else 1024 * 1024))\n"
+        # On Linux the resource usage of a new process begins with what its parent had.
+        "if sys.platform == 'linux':\n"
+        "    peak = int(re.search('VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+        "else:\n"
+        "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "print(peak // 1024)\n"
     )
     peak = int(run(sys.executable, "-c", program, cwd=tmp_path).out.splitlines()[-1])
     tell(record_property, "memory", peak, "MB")
