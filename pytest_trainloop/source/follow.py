@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 #: How many functions a call may mean for each of them to be followed.
 MOST_CALLEES = 3
 
+#: How many calls in a row are followed in other files than the one being linted.
+MOST_FOREIGN_CALLS = 3
 #: How many modules' methods of a name are followed into each other.
 _DEEPEST_NESTING = {"forward": 2, "__init__": 1}
 
@@ -140,7 +142,7 @@ def function(
     )
     if call is not None and not handed and (recursive or harmless):
         call.followed = True
-    if recursive or harmless or reader.is_spent:
+    if recursive or harmless or reader.is_spent or _is_far_away(reader, definition):
         return None
     if definition.is_generator and not handed and not reader.at_yield_pending:
         if call is not None:
@@ -160,6 +162,19 @@ def function(
         call.followed = True
         return Returned(call, value)
     return value
+
+
+def _is_far_away(reader: Reader, definition: FunctionFacts) -> bool:
+    """Whether it lies too deep in other files than the one that is being linted.
+
+    What a training loop leaves to a helper of another file is done there or one call
+    further; behind that begins a library's own plumbing. Such a call is not followed, so
+    that it may do anything.
+    """
+    home = reader.trace.file
+    if definition.file is home:
+        return False
+    return sum(function.file is not home for function in reader.stack) >= MOST_FOREIGN_CALLS
 
 
 def _is_nested_module(reader: Reader, definition: FunctionFacts) -> bool:
