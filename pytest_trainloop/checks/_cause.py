@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_trainloop.rules._naming import title
+
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Optimizer, Parameter, Run
 
@@ -61,14 +63,6 @@ def nothing_learns(run: Run) -> Cause | None:
         if cause is not None:
             return cause
     return None
-
-
-def title(optimizer: Optimizer) -> str:
-    """How messages speak of an optimizer: `optimizer` (AdamW, built at train.py:12)."""
-    built = f", built at {optimizer.built}" if optimizer.built else ""
-    if optimizer.name == optimizer.kind:
-        return f"{optimizer.kind}{built and f' ({built[2:]})'}"
-    return f"`{optimizer.name}` ({optimizer.kind}{built})"
 
 
 def listed(names: list[str]) -> str:

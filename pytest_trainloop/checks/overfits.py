@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import nothing_learns, nothing_ran, title
+from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import (
@@ -15,6 +15,7 @@ from pytest_trainloop.checks._verdict import (
     SymptomError,
     Verdict,
 )
+from pytest_trainloop.rules._naming import title
 from pytest_trainloop.runtime.drive import FreezeBatch, FreezeChance, StopAfter
 from pytest_trainloop.runtime.trend import FEWEST, Trend, has_reached, sparkline, target, trend_of
 

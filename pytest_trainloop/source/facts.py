@@ -96,7 +96,6 @@ from pytest_trainloop.source.roles import (
     is_scheduler,
     is_scheduler_call,
     maker,
-    members_of,
     same,
 )
 from pytest_trainloop.source.stateful import has_state
@@ -338,7 +337,6 @@ __all__ = [
     "may_switch",
     "may_switch_out_of_sight",
     "may_use_gradients",
-    "members_of",
     "mixed_gradients",
     "only_statement",
     "options",

@@ -13,9 +13,7 @@ from pytest_trainloop.source.values import Constant, Imported, Result, Value, op
 if TYPE_CHECKING:
     from pytest_trainloop.source.events import Call
 
-_OFF = frozenset(
-    {"torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad", "jax.disable_jit"}
-)
+_OFF = frozenset({"torch.no_grad", "torch.inference_mode", "torch.autograd.no_grad"})
 _ON = frozenset({"torch.enable_grad"})
 _SET = frozenset({"torch.set_grad_enabled", "torch.autograd.set_grad_enabled"})
 _HINT = re.compile(r"no_?grad|inference|eval|grad", re.IGNORECASE)

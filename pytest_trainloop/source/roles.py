@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 from pytest_trainloop.source.imports import canonical
 from pytest_trainloop.source.values import (
     Attribute,
-    Class,
-    Collection,
     Element,
     Imported,
     Instance,
@@ -225,16 +223,3 @@ def is_fabric(value: Value) -> bool:
         )
         for option in options(value)
     )
-
-
-def is_known_class(value: Value) -> bool:
-    """Whether the value is a class or an object whose source is in sight."""
-    return any(isinstance(option, Class | Instance) for option in options(value))
-
-
-def members_of(value: Value) -> tuple[Value, ...]:
-    """The items of a written-down list or tuple; else the value alone."""
-    for option in options(value):
-        if isinstance(option, Collection) and option.kind in ("list", "tuple", "set"):
-            return option.items
-    return (value,)
