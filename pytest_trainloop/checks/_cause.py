@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._naming import title
+from pytest_trainloop.rules._naming import counted, listed, title
 
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Optimizer, Parameter, Run
-
-#: Names given of a longer list.
-_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ def nothing_ran(run: Run) -> Cause | None:
         )
     if not run.steps:
         last = run.backwards[-1]
-        calls = f"{len(run.backwards)} backward call{'s' if len(run.backwards) > 1 else ''}"
+        calls = counted(len(run.backwards), "backward call")
         return Cause(
             f"no optimizer stepped: {calls}, the last at {last.where}, and no"
             " `optimizer.step()` after it",
@@ -63,12 +60,6 @@ def nothing_learns(run: Run) -> Cause | None:
         if cause is not None:
             return cause
     return None
-
-
-def listed(names: list[str]) -> str:
-    """The first few names in backquotes, and how many more there are."""
-    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def _without_gradients(run: Run, optimizer: Optimizer, own: list[Parameter]) -> Cause | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.checks._cause import listed
+from pytest_trainloop.rules._naming import listed
 
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.fingerprint import Digest, RunPrint, StepPrint
@@ -84,7 +84,7 @@ def _state_differs(ours: StepPrint, theirs: StepPrint) -> Difference | None:
         )
     return Difference(
         "optimizer state",
-        f"the state of {ours.optimizer} {' and '.join(parts)}",
+        f"the state of {ours.optimizer} {', and '.join(parts)}",
         "save `optimizer.state_dict()` and load it before the first step",
     )
 

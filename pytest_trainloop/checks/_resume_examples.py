@@ -84,8 +84,8 @@ EXAMPLES: tuple[Passes | Fails | Unjudged, ...] = (
     def test_resume(tiny_loader, checkpoint_dir):
         train(tiny_loader, checkpoint_dir, keys=("model", "epoch"))
     """,
-        "resumes: optimizer state not the same at step 3: the state of AdamW lacks `exp_avg`,"
-        " `exp_avg_sq` and has counted no steps instead of 2",
+        "resumes: optimizer state not the same at step 3: the state of AdamW lacks `exp_avg`"
+        " and `exp_avg_sq`, and has counted no steps instead of 2",
     ),
     Fails(
         "the epoch is not in the checkpoint",

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import listed, nothing_ran
+from pytest_trainloop.checks._cause import nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._compare import differing, first_difference_of_runs
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import PromiseBrokenError, Verdict
+from pytest_trainloop.rules._naming import listed
 from pytest_trainloop.runtime.drive import StopAfter
 from pytest_trainloop.runtime.fingerprint import RunPrint, TakeFingerprints
 

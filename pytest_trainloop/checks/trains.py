@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import listed, nothing_learns, nothing_ran
+from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
+from pytest_trainloop.rules._naming import listed
 from pytest_trainloop.runtime.drive import StopAfter
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Trains(Check):
                     nn.functional.cross_entropy(net(x), y).backward()
                     optimizer.step()
             """,
-            cause="trains: no optimizer holds `body.weight`, `body.bias`",
+            cause="trains: no optimizer holds `body.weight` and `body.bias`",
         ),
         Fails(
             "a layer behind a detach",
@@ -127,7 +128,7 @@ class Trains(Check):
                     nn.functional.cross_entropy(net(x), y).backward()
                     optimizer.step()
             """,
-            cause="trains: no gradient ever reached `body.weight`, `body.bias`",
+            cause="trains: no gradient ever reached `body.weight` and `body.bias`",
         ),
         Passes(
             "a head that takes no part on purpose",

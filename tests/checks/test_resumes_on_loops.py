@@ -92,8 +92,8 @@ def test_it(checkpoint_dir):
         (
             "optimizer",
             (
-                "optimizer state not the same at step 9: the state of AdamW lacks `exp_avg`,"
-                " `exp_avg_sq` and has counted no steps instead of 8"
+                "optimizer state not the same at step 9: the state of AdamW lacks `exp_avg`"
+                " and `exp_avg_sq`, and has counted no steps instead of 8"
             ),
         ),
         ("scheduler", "learning rate not the same at step 10: learning rate 0.0"),
@@ -114,7 +114,7 @@ def test_it(checkpoint_dir):
             "buffers",
             (
                 "buffers not the same at step 9: other values in the buffers"
-                " `model.1.running_mean`, `model.1.running_var`, `model.1.num_batches_tracked`"
+                " `model.1.running_mean`, `model.1.running_var` and `model.1.num_batches_tracked`"
             ),
         ),
         ("average", "averaged weights not the same at step 9: other values in `average."),
