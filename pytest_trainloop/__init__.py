@@ -14,18 +14,24 @@ if TYPE_CHECKING:
     from pytest_trainloop.checks.resumes import resumes as resumes
     from pytest_trainloop.checks.trains import trains as trains
     from pytest_trainloop.runtime.record import Run as Run
+    from pytest_trainloop.runtime.script import ScriptError as ScriptError
+    from pytest_trainloop.runtime.script import run_module as run_module
+    from pytest_trainloop.runtime.script import run_script as run_script
     from pytest_trainloop.runtime.watch import watch as watch
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Run": "pytest_trainloop.runtime.record",
+    "ScriptError": "pytest_trainloop.runtime.script",
+    "run_module": "pytest_trainloop.runtime.script",
+    "run_script": "pytest_trainloop.runtime.script",
     "watch": "pytest_trainloop.runtime.watch",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name: `watch`, `Run`, or a marker named after its check.
+    """Load a public name: `watch`, `run_script`, or a marker named after its check.
 
     Raises:
         AttributeError: there is no such name.

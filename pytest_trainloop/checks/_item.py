@@ -53,11 +53,7 @@ def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
     A rule that was broken comes first, unless the check knows a cause itself.
     """
     __tracebackhide__ = True
-    ended: Verdict | PromiseBrokenError | CannotJudgeError
-    try:
-        ended = check.judge(body)
-    except (PromiseBrokenError, CannotJudgeError) as no_verdict:
-        ended = no_verdict
+    ended = _end_of(check, body)
     _report_end(item, check, ended)
     if isinstance(ended, PromiseBrokenError) and not isinstance(ended, SymptomError):
         _end(Failed(_text(item, check.name, ended.cause, ended.lines()), pytrace=False))
@@ -72,6 +68,18 @@ def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
         _end(Failed(_text(item, title, ended.cause, ended.lines()), pytrace=False))
     if isinstance(ended, CannotJudgeError):
         _end(Unjudged(_text(item, title, ended.cause, ended.lines()), pytrace=False))
+
+
+def _end_of(check: Check, body: Body) -> Verdict | PromiseBrokenError | CannotJudgeError:
+    __tracebackhide__ = True
+    from pytest_trainloop.runtime.broken_off import BrokenOffError
+
+    try:
+        return check.judge(body)
+    except (PromiseBrokenError, CannotJudgeError) as no_verdict:
+        return no_verdict
+    except BrokenOffError as broken:
+        return PromiseBrokenError(str(broken), *broken.trace.splitlines(), advice=broken.advice)
 
 
 def _report_end(

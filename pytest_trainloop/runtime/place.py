@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, TracebackType
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
@@ -33,6 +33,11 @@ def closeness(path: str) -> int:
     if known is None:
         known = _closeness[path] = _classify(path)
     return known
+
+
+def belongs_to_user(path: str) -> bool:
+    """Whether a file is the user's own: no library's that is installed, not Python's, not ours."""
+    return closeness(path) == _USER
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
@@ -66,6 +71,17 @@ def user_place() -> tuple[str, int]:
             fallback = frame
         frame = frame.f_back
     return (fallback.f_code.co_filename, fallback.f_lineno) if fallback else ("", 0)
+
+
+def innermost_user_line(trace: TracebackType | None, script: str) -> tuple[str, int] | None:
+    """File and line where the user's code was left last; in `script`, which counts as theirs."""
+    found: tuple[str, int] | None = None
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if path == script or belongs_to_user(path):
+            found = path, trace.tb_lineno
+        trace = trace.tb_next
+    return found
 
 
 def readable(place: tuple[str, int]) -> str:
