@@ -45,14 +45,14 @@ class LiveModel:
 
     def mode_modules(self) -> list[tuple[str, Module]]:
         """Its modules that compute something else in eval mode, with their names."""
+        return [(name, module) for name, module in self.modules() if depends_on_mode(module)]
+
+    def modules(self) -> list[tuple[str, Module]]:
+        """All its modules, with the names they have in it; empty once it is gone."""
         root = self.ref()
         if root is None:
             return []
-        return [
-            (_plain_name(root, name), module)
-            for name, module in root.named_modules()
-            if depends_on_mode(module)
-        ]
+        return [(_plain_name(root, name), module) for name, module in root.named_modules()]
 
     def hidden(self) -> list[tuple[Tensor, str]]:
         """Parameters of modules that it keeps in lists and dicts where torch does not look.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, SupportsFloat, TypeVar
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.sightings import Criterion
 
 #: Steps of an optimizer that are looked at closely: each of the first, then one in so many.
 CLOSE_STEPS = 64
@@ -277,6 +278,8 @@ class Run:
     loaders: list[Loader] = field(default_factory=list)
     #: The modules of the trained models that depend on train/eval mode.
     mode_modules: list[ModeModule] = field(default_factory=list)
+    #: The criteria that losses were computed by.
+    criteria: list[Criterion] = field(default_factory=list)
     #: Uses of `torch.autograd.grad` outside of `backward`: a sign of updates by hand.
     gradient_calls: int = 0
     #: Whether data and chance were frozen, so that every batch is the same.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.rules.loss._activated_inputs import loss_text
@@ -20,6 +21,10 @@ from pytest_trainloop.source.facts import (
     predicted,
     trailing,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
 
 _BROADCASTING = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 #: A loss of torch that broadcasts, by its function or its class.
@@ -46,7 +51,8 @@ class BroadcastLoss(Rule):
     says nothing.
 
     Limits: reported where both shapes are known from layers and reshaping in sight, in the same
-    file or in another one that is linted. What a data loader yields is not known.
+    file or in another one that is linted. What a data loader yields is not known to the linter;
+    a run shows it, unless one side got its dimension by `unsqueeze` or the targets are all equal.
     """
 
     since = "0.1"
@@ -181,6 +187,21 @@ class BroadcastLoss(Rule):
                     told.add(id(call.node))
                     yield self._report(call, *shapes)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a prediction and a target that were both expanded to be compared."""
+        for criterion in run.criteria:
+            if criterion.broadcast is None:
+                continue
+            by_hand = criterion.kind == "difference"
+            what = "the difference in the loss" if by_hand else f"`{criterion.kind}`"
+            prediction, target = criterion.broadcast
+            yield self.observation(
+                f"{what} compares all with all: the prediction is {prediction} and the target"
+                f" {target}, which broadcast to {2 * (max(prediction),)}",
+                _ADVICE,
+                criterion.where,
+            )
+
     def _report(self, call: Call, first: str, second: str) -> Finding:
         if criterion_of(call):
             names = f"`{call.argument_text(0, 'input')}` is {first} and "
@@ -192,8 +213,11 @@ class BroadcastLoss(Rule):
         return self.finding(
             call.place,
             f"{what}: {names}, which broadcast to (B, B)",
-            "give both the same shape: `.squeeze(-1)` the column",
+            _ADVICE,
         )
+
+
+_ADVICE = "give both the same shape: `.squeeze(-1)` the column"
 
 
 def _sides(call: Call) -> tuple[Value, Value] | None:

@@ -14,7 +14,14 @@ from pytest_trainloop.rules.loss._activated_inputs import (
 )
 
 if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
+    from pytest_trainloop.runtime.sightings import Criterion
     from pytest_trainloop.source.facts import Activation, FileFacts
+
+#: Values of unknown origin are taken for probabilities if so many, in so many batches, sum to 1.
+_MANY_VALUES, _MANY_LOOKS = 64, 3
+_NAMED = ("softmax", "sigmoid")
 
 
 class NllWithoutLogSoftmax(Rule):
@@ -29,8 +36,8 @@ class NllWithoutLogSoftmax(Rule):
 
     What torch does: nothing. It cannot tell logarithms from other numbers.
 
-    Limits: the model has to be in sight from the loss, in the same file or in another one that
-    is linted.
+    Limits: the linter has to see the model from the loss, in the same file or in another one that
+    is linted. A run shows it by what computed the input, and by its values where that is hidden.
     """
 
     since = "0.1"
@@ -188,15 +195,44 @@ class NllWithoutLogSoftmax(Rule):
                 activation.call.place,
                 f"`{activation.call.text}` gives `{loss_text(call)}` "
                 f"({where(call, activation)}) {_given(activation)}, and it wants log-probabilities",
-                _advice(activation),
+                _advice(activation.kind),
             )
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a likelihood whose input is surely no logarithm of probabilities."""
+        for criterion in run.criteria:
+            given = _seen(criterion) if criterion.kind == "nll_loss" else ""
+            if given:
+                values = criterion.values
+                yield self.observation(
+                    f"`nll_loss` is given {given}, and it wants log-probabilities",
+                    _advice("linear" if given == "logits" else criterion.fed_by),
+                    criterion.where,
+                    (f"its input lies between {values.lowest:.3g} and {values.highest:.3g}",)
+                    if values is not None
+                    else (),
+                )
 
 
 def _given(activation: Activation) -> str:
     return "logits" if activation.kind == "linear" else "probabilities"
 
 
-def _advice(activation: Activation) -> str:
-    if activation.kind == "linear":
+def _seen(criterion: Criterion) -> str:
+    """What a likelihood was given in a run instead of log-probabilities; empty if unknown."""
+    if criterion.fed_by in ("softmax", "sigmoid"):
+        return "probabilities"
+    values = criterion.values
+    if values is None or values.highest <= 0:
+        return ""
+    # The logarithm of a probability is never above 0, but that of a density can be.
+    if criterion.fed_by in ("linear", "relu"):
+        return "logits"
+    many = values.number >= _MANY_VALUES and criterion.looks >= _MANY_LOOKS
+    return "probabilities" if many and values.rows_sum_to_one and values.lowest >= 0 else ""
+
+
+def _advice(kind: str) -> str:
+    if kind == "linear":
         return "apply `log_softmax` to them first, or use `F.cross_entropy`, which does so itself"
-    return f"use `log_softmax` in place of `{activation.kind}`"
+    return f"use `log_softmax` in place of {f'`{kind}`' if kind in _NAMED else 'the softmax'}"

@@ -14,7 +14,14 @@ from pytest_trainloop.rules.loss._activated_inputs import (
 )
 
 if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
+    from pytest_trainloop.runtime.sightings import Criterion
     from pytest_trainloop.source.facts import FileFacts
+
+#: Logits of a model that torch compiled are taken for probabilities if so many, in so many
+#: batches, all lie between 0 and 1.
+_MANY_VALUES, _MANY_LOOKS = 64, 3
 
 
 class SigmoidBeforeBceWithLogits(Rule):
@@ -28,8 +35,8 @@ class SigmoidBeforeBceWithLogits(Rule):
 
     What torch does: nothing. Probabilities are as good a tensor as logits.
 
-    Limits: the model has to be in sight from the loss, in the same file or in another one that
-    is linted.
+    Limits: the linter has to see the model from the loss, in the same file or in another one that
+    is linted. A run shows it; where torch.compile hides the sigmoid, the values tell.
     """
 
     since = "0.1"
@@ -216,5 +223,37 @@ class SigmoidBeforeBceWithLogits(Rule):
                 f"`{activation.call.text}` turns the input of `{loss_text(call)}` "
                 f"({where(call, activation)}) into probabilities, and the loss applies the sigmoid "
                 f"itself",
-                "give the loss the logits, and apply the sigmoid only where probabilities are used",
+                _ADVICE,
             )
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a sigmoid that stands right before the loss, or for values that only it makes."""
+        for criterion in run.criteria:
+            if criterion.kind == "binary_cross_entropy_with_logits" and _is_given(criterion):
+                yield self.observation(
+                    "a sigmoid turns the input of `binary_cross_entropy_with_logits` into"
+                    " probabilities, and the loss applies the sigmoid itself",
+                    _ADVICE,
+                    criterion.where,
+                    tuple(_evidence(criterion)),
+                )
+
+
+_ADVICE = "give the loss the logits, and apply the sigmoid only where probabilities are used"
+
+
+def _is_given(criterion: Criterion) -> bool:
+    """Whether the criterion is surely given probabilities."""
+    values = criterion.values
+    if criterion.fed_by != "compiled" or values is None:
+        return criterion.fed_by == "sigmoid"
+    many = values.number >= _MANY_VALUES and criterion.looks >= _MANY_LOOKS
+    return many and values.lowest >= 0 and values.highest <= 1
+
+
+def _evidence(criterion: Criterion) -> Iterator[str]:
+    if criterion.made_by:
+        yield f"the sigmoid is {criterion.made_by}"
+    if criterion.values is not None:
+        low, high = criterion.values.lowest, criterion.values.highest
+        yield f"its input lies between {low:.3g} and {high:.3g}"

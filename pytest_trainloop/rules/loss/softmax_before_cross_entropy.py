@@ -14,6 +14,8 @@ from pytest_trainloop.rules.loss._activated_inputs import (
 )
 
 if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
     from pytest_trainloop.source.facts import FileFacts
 
 
@@ -29,8 +31,9 @@ class SoftmaxBeforeCrossEntropy(Rule):
 
     What torch does: nothing. Probabilities are as good a tensor as logits.
 
-    Limits: the model has to be in sight from the loss, in the same file or in another one that
-    is linted. A `log_softmax` before the loss is not reported: taken twice it changes nothing.
+    Limits: the linter has to see the model from the loss, in the same file or in another one that
+    is linted; a run shows it unless torch.compile made the softmax part of something larger. A
+    `log_softmax` before the loss is not reported: taken twice it changes nothing.
     """
 
     since = "0.1"
@@ -271,5 +274,20 @@ class SoftmaxBeforeCrossEntropy(Rule):
                 f"`{activation.call.text}` turns the input of `{loss_text(call)}` "
                 f"({where(call, activation)}) into probabilities, and the loss applies "
                 f"`log_softmax` itself",
-                "give the loss the logits, and apply the softmax only where probabilities are used",
+                _ADVICE,
             )
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a softmax that stands right before a cross entropy in the graph of a loss."""
+        for criterion in run.criteria:
+            if (criterion.kind, criterion.fed_by) == ("cross_entropy", "softmax"):
+                yield self.observation(
+                    "a softmax turns the input of the cross entropy into probabilities, and the"
+                    " cross entropy applies `log_softmax` itself",
+                    _ADVICE,
+                    criterion.where,
+                    (f"the softmax is {criterion.made_by}",) if criterion.made_by else (),
+                )
+
+
+_ADVICE = "give the loss the logits, and apply the softmax only where probabilities are used"

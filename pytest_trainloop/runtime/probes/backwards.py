@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
+from pytest_trainloop.runtime.criteria import note_criteria
 from pytest_trainloop.runtime.models import reached_leaves
 from pytest_trainloop.runtime.observe import looks_closely
 from pytest_trainloop.runtime.probes.scaling import scale_of
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pytest_trainloop.runtime.observe import Observer
+
+#: How many graphs are looked into of those that are back-propagated at one place.
+_LOOKS = 8
 
 
 def install(observer: Observer) -> None:
@@ -35,7 +39,8 @@ class _Backwards:
         self.observer = observer
         self.count = 0
         self.running = False
-        self.seen_places: set[str] = set()
+        #: How often backward was called at each place, up to the looks it is worth.
+        self.places: dict[str, int] = {}
 
     def replace_backward(self, original: Callable[..., Any]) -> FunctionType:
         patches = self.observer.patches
@@ -77,9 +82,9 @@ class _Backwards:
         losses = _as_list(args[0] if args else kwargs.get("tensors"))
         weights = _as_list(args[1] if len(args) > 1 else kwargs.get("grad_tensors"))
         where = observer.place()
-        if where not in self.seen_places:
-            self.seen_places.add(where)
-            observer.people.saw_leaves([leaf for loss in losses for leaf in reached_leaves(loss)])
+        looks = self.places.get(where, 0)
+        if looks < _LOOKS:
+            self.look_at_graph(losses, where, looks)
         scale = scale_of(losses[0]) if observer.scalers and losses else 1.0
         inside = observer.people.optimizer(observer.stepping[0]) if observer.stepping else None
         event = Backward(
@@ -95,6 +100,13 @@ class _Backwards:
         for listener in observer.listeners:
             listener.before_backward(event)
         return event
+
+    def look_at_graph(self, losses: list[Tensor], where: str, looks: int) -> None:
+        people, run = self.observer.people, self.observer.run
+        self.places[where] = looks + 1
+        if not looks:
+            people.saw_leaves([leaf for loss in losses for leaf in reached_leaves(loss)])
+        note_criteria(run.criteria, losses, where, people.models)
 
     def discard(self, event: Backward) -> None:
         if event in self.observer.pending:

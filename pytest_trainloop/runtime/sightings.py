@@ -1,0 +1,46 @@
+"""What a look inside of a run showed beyond its events: plain data, part of the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Values:
+    """Some values that a criterion was given."""
+
+    number: int
+    lowest: float
+    highest: float
+    #: Whether each row of them, one a class, sums to 1.
+    rows_sum_to_one: bool
+
+
+@dataclass(slots=True)
+class Criterion:
+    """A criterion of torch that stood in the graph of a back-propagated loss.
+
+    Looked at in the first backward calls of each place; `looks` counts those that had it.
+    """
+
+    #: What it is called in `torch.nn.functional`; `difference` for a mean of squared or absolute
+    #: differences that is written by hand.
+    kind: str
+    #: What computed its input: `softmax`, `sigmoid`, `relu`, `linear` or `compiled` (by
+    #: torch.compile); empty for anything else.
+    fed_by: str
+    #: Where the user's code called backward, as `path:line`.
+    where: str = ""
+    looks: int = 1
+    #: The values of its input, where they can be read and tell something.
+    values: Values | None = None
+    #: The shapes of a prediction and a target that were compared all with all.
+    broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    #: The module of a trained model that is the only one to compute what `fed_by` says: its name,
+    #: model and class, `2 (Softmax) of model`.
+    made_by: str = ""
+
+    def is_same(self, other: Criterion) -> bool:
+        """Whether two looks saw the same criterion of the same loop."""
+        mine = (self.kind, self.fed_by, self.where, self.broadcast is None)
+        return mine == (other.kind, other.fed_by, other.where, other.broadcast is None)
