@@ -6,6 +6,7 @@ what a marked test or a fixture needs is imported when it runs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="watch the training loops in all tests, not only in marked ones, and warn of what"
         " is wrong with them",
     )
+    group.addoption(
+        "--trainloop-json",
+        metavar="FILE",
+        help="write what was checked and watched to a JSON file, for programs to read",
+    )
     for verb, what in (("select", "only these"), ("ignore", "all but these")):
         text = f"watch for {what} rules or families, separated by commas"
         group.addoption(f"--trainloop-{verb}", metavar="NAMES", help=text)
@@ -78,6 +84,15 @@ def pytest_configure(config: pytest.Config) -> None:
         from pytest_trainloop.lint_items import LintItems
 
         config.pluginmanager.register(LintItems(config), "trainloop-lint")
+    if not _shows_signs():
+        from pytest_trainloop.checks._plain_text import PlainText
+
+        config.pluginmanager.register(PlainText(), "trainloop-plain-text")
+    path = config.getoption("trainloop_json")
+    if path is not None and not hasattr(config, "workerinput"):
+        from pytest_trainloop.checks._json_file import JsonFile
+
+        config.pluginmanager.register(JsonFile(path), "trainloop-json")
     if config.getoption("trainloop_watch"):
         config.pluginmanager.register(_WatchAll(), "trainloop-watch")
     names = ("trainloop_watch", "trainloop_select", "trainloop_ignore")
@@ -99,6 +114,16 @@ class _WatchAll:
 
         with watched(item):
             return (yield)
+
+
+def _shows_signs() -> bool:
+    """Whether the terminal can show the arrows and plots of our reports."""
+    # pytest has taken `sys.stdout` away by now, and shows its reports on the one it found.
+    try:
+        "→▁".encode(getattr(sys.__stdout__, "encoding", None) or "utf-8")
+    except (UnicodeError, LookupError):
+        return False
+    return True
 
 
 def _marker_help(name: str) -> str:

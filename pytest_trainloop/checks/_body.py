@@ -90,20 +90,41 @@ class Body:
             title: which run it is, for the report of what the body raises.
             interruption: what the fixture `interruption` is.
         """
-        from pytest_trainloop.runtime.seed import seed_all
-
-        stage = stage_of(self.item)
-        stage.folder = folder
-        stage.interruption = interruption or Interruption()
-        for holder, state in self._wider:
-            holder.load_state_dict(state)
-        seed_all(self.seed)
         try:
-            _set_up_again(self.item)
-            return self.run(*listeners)
+            return self._afresh(listeners, folder, interruption or Interruption())
         except Exception:
             self.item.add_report_section("call", "trainloop", f"raised in the {title}")
             raise
+
+    def try_again(self, *listeners: Listener) -> Run | None:
+        """As `run_afresh`, in an empty folder, to learn more of a failure.
+
+        None if the body fails this time, whatever it raises.
+        """
+        from _pytest.outcomes import OutcomeException
+
+        first = self.first
+        try:
+            return self._afresh(listeners, self.new_folder(), Interruption())
+        except (Exception, OutcomeException) as failure:
+            if isinstance(failure, pytest.exit.Exception):
+                raise
+            return None
+        finally:
+            self.first = first
+
+    def _afresh(
+        self, listeners: tuple[Listener, ...], folder: Path, interruption: Interruption
+    ) -> Run:
+        from pytest_trainloop.runtime.seed import seed_all
+
+        stage = stage_of(self.item)
+        stage.folder, stage.interruption = folder, interruption
+        for holder, state in self._wider:
+            holder.load_state_dict(state)
+        seed_all(self.seed)
+        _set_up_again(self.item)
+        return self.run(*listeners)
 
     def new_folder(self) -> Path:
         """An empty folder."""

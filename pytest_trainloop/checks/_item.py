@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from _pytest.outcomes import Failed
 
 from pytest_trainloop.checks import check_class
+from pytest_trainloop.checks._facts import facts_of, leave, verdicts
 from pytest_trainloop.checks._options import OptionError, read_options
-from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, SymptomError
-from pytest_trainloop.checks._watched import PROPERTY, Watching, explained, judge
-from pytest_trainloop.checks._watched import report as report_line
+from pytest_trainloop.checks._verdict import (
+    CannotJudgeError,
+    PromiseBrokenError,
+    SymptomError,
+    Verdict,
+)
+from pytest_trainloop.checks._watched import Watching, command, failure, judge, report
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks._body import Body
     from pytest_trainloop.checks._check import Check
-    from pytest_trainloop.checks._verdict import Verdict
     from pytest_trainloop.rules import Observation
     from pytest_trainloop.runtime.tiny import Tiny
+
+    _End = Verdict | PromiseBrokenError | CannotJudgeError
 
 #: How a check ended that could be judged neither kept nor broken.
 CANNOT_JUDGE = "cannot judge"
@@ -53,24 +58,27 @@ def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
     A rule that was broken comes first, unless the check knows a cause itself.
     """
     __tracebackhide__ = True
-    ended = _end_of(check, body)
-    _report_end(item, check, ended)
-    if isinstance(ended, PromiseBrokenError) and not isinstance(ended, SymptomError):
-        _end(Failed(_text(item, check.name, ended.cause, ended.lines()), pytrace=False))
-    found = _findings(item, body)
+    try:
+        found, ended = _explained(item, body, _end_of(check, body))
+    except Exception as raised:
+        # The loop's own error: pytest shows it, and the reports name it.
+        told = f"{type(raised).__name__}: {raised}".partition("\n")[0]
+        leave(item, _verdict(check, "error", told, cause=told))
+        raise
+    leave(item, _verdict_of(check, ended, body))
     for one in found:
-        report_line(item, one.rule, "failed", one.message)
+        report(item, one, "failed")
     title = f"{check.name}: {CANNOT_JUDGE}" if isinstance(ended, CannotJudgeError) else check.name
     if found:
-        symptom = f"{title}: {ended.cause}" if isinstance(ended, Exception) else ""
-        _end(Failed(_broken_rules(item, found, symptom), pytrace=False))
+        symptom = [f"{title}: {ended.cause}"] if isinstance(ended, Exception) else []
+        _end(Failed(failure(item, found, body.first, *symptom), pytrace=False))
     if isinstance(ended, PromiseBrokenError):
         _end(Failed(_text(item, title, ended.cause, ended.lines()), pytrace=False))
     if isinstance(ended, CannotJudgeError):
         _end(Unjudged(_text(item, title, ended.cause, ended.lines()), pytrace=False))
 
 
-def _end_of(check: Check, body: Body) -> Verdict | PromiseBrokenError | CannotJudgeError:
+def _end_of(check: Check, body: Body) -> _End:
     __tracebackhide__ = True
     from pytest_trainloop.runtime.broken_off import BrokenOffError
 
@@ -82,15 +90,40 @@ def _end_of(check: Check, body: Body) -> Verdict | PromiseBrokenError | CannotJu
         return PromiseBrokenError(str(broken), *broken.trace.splitlines(), advice=broken.advice)
 
 
-def _report_end(
-    item: pytest.Function, check: Check, ended: Verdict | PromiseBrokenError | CannotJudgeError
-) -> None:
-    if isinstance(ended, CannotJudgeError):
-        report_line(item, check.name, CANNOT_JUDGE, ended.cause)
-    elif isinstance(ended, PromiseBrokenError):
-        report_line(item, check.name, "failed", ended.cause)
-    else:
-        report_line(item, check.name, "passed", ended.summary, **ended.facts)
+def _explained(item: pytest.Function, body: Body, ended: _End) -> tuple[list[Observation], _End]:
+    """What rules found, where the check does not know better, and the end with its cause."""
+    __tracebackhide__ = True
+    if isinstance(ended, PromiseBrokenError) and not isinstance(ended, SymptomError):
+        return [], ended
+    found = _findings(item, body)
+    if isinstance(ended, SymptomError):
+        found = [one for one in found if one.rule != ended.same_as]
+        if not found and ended.explain is not None:
+            return [], ended.explain() or ended
+    return found, ended
+
+
+def _verdict_of(check: Check, ended: _End, body: Body) -> dict[str, object]:
+    run = {} if body.first is None else {"run": facts_of(body.first)}
+    if isinstance(ended, Verdict):
+        return _verdict(check, "passed", ended.summary, facts=ended.facts, **run)
+    return _verdict(
+        check,
+        CANNOT_JUDGE if isinstance(ended, CannotJudgeError) else "failed",
+        ended.cause,
+        cause=ended.cause,
+        rule=ended.rule or None,
+        where=ended.where or None,
+        advice=ended.advice or None,
+        evidence=ended.evidence,
+        **run,
+    )
+
+
+def _verdict(check: Check, outcome: str, summary: str, **more: object) -> dict[str, object]:
+    """What `facts.schema.json` calls a verdict."""
+    nothing = {"cause": None, "rule": None, "where": None, "advice": None, "evidence": ()}
+    return {"check": check.name, "outcome": outcome, "summary": summary, **nothing, **more}
 
 
 def _findings(item: pytest.Function, body: Body) -> list[Observation]:
@@ -100,11 +133,6 @@ def _findings(item: pytest.Function, body: Body) -> list[Observation]:
     except OptionError as wrong:
         problem = str(wrong)
     pytest.fail(f"usage error: {problem}", pytrace=False)
-
-
-def _broken_rules(item: pytest.Function, found: list[Observation], symptom: str) -> str:
-    parts = [*map(explained, found), *([f"  {symptom}"] if symptom else ())]
-    return "\n".join([*parts, f"  To reproduce: {_command(item)}"])
 
 
 def _end(outcome: Failed) -> NoReturn:
@@ -137,12 +165,8 @@ def _refuse_what_cannot_run(item: pytest.Function, checks: list[Check]) -> None:
 
 
 def _text(item: pytest.Function, title: str, cause: str, lines: list[str]) -> str:
-    below = [f"  {line}" for line in [*lines, f"To reproduce: {_command(item)}"]]
+    below = [f"  {line}" for line in [*lines, f"To reproduce: {command(item)}"]]
     return "\n".join([f"{title}: {cause}", *below])
-
-
-def _command(item: pytest.Function) -> str:
-    return f"pytest -p trainloop '{item.nodeid}'"
 
 
 def run_seeded(item: pytest.Function, seed: int) -> bool | None:
@@ -184,13 +208,6 @@ def tiny_options(item: pytest.Item) -> Tiny:
     except OptionError as wrong:
         problem = str(wrong)
     pytest.fail(f"usage error: {problem}", pytrace=False)
-
-
-def verdicts(report: pytest.TestReport) -> Iterator[dict[str, object]]:
-    """What the checks of a test said."""
-    for name, value in report.user_properties:
-        if name == PROPERTY and isinstance(value, dict):
-            yield value
 
 
 def was_unjudged(report: pytest.TestReport) -> bool:

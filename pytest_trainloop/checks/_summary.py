@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_trainloop.checks._item import verdicts, was_unjudged
+from pytest_trainloop.checks._evidence import in_ascii
+from pytest_trainloop.checks._facts import verdicts
+from pytest_trainloop.checks._item import was_unjudged
 
 if TYPE_CHECKING:
     import pytest
@@ -22,8 +24,10 @@ def write_summary(terminal: Any, reports: list[pytest.TestReport]) -> None:
     if not lines or terminal.verbosity < 0:
         return
     terminal.section("training loops")
+    plain = terminal.config.pluginmanager.has_plugin("trainloop-plain-text")
     colours = {"passed": "green", "failed": "red"}
     for nodeid, verdict in lines:
         outcome = str(verdict["outcome"])
         terminal.write(f"{verdict['check']} {outcome}", **{colours.get(outcome, "yellow"): True})
-        terminal.line(f"  {nodeid}  {verdict['summary']}")
+        line = f"  {nodeid}  {verdict['summary']}"
+        terminal.line(in_ascii(line) if plain else line)

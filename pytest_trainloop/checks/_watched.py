@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import pytest
 from _pytest.outcomes import Failed
 
+from pytest_trainloop.checks._evidence import numbers
+from pytest_trainloop.checks._facts import facts_of, leave
 from pytest_trainloop.checks._options import OptionError, read_options
+from pytest_trainloop.checks._verdict import below
+from pytest_trainloop.rules._naming import counted
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules import Observation, Rule
@@ -21,8 +25,6 @@ if TYPE_CHECKING:
 #: What a finding does to its test.
 Severity = Literal["error", "warn", "off"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warn", "off")
-#: Where the page of a rule can be read.
-_PAGE = "trainloop-lint --explain {}"
 
 
 class TrainloopWarning(pytest.PytestWarning):
@@ -129,26 +131,40 @@ class Watching:
 
 
 _key = pytest.StashKey[Watching]()
-#: The key of the user property that tells a report how its checks ended.
-PROPERTY = "trainloop"
 
 
-def report(item: pytest.Item, name: str, outcome: str, summary: str, **facts: object) -> None:
-    """Leave word for the reports: the terminal's, junit's."""
-    said = {"check": name, "outcome": outcome, "summary": summary, **facts}
-    if (PROPERTY, said) not in item.user_properties:
-        item.user_properties.append((PROPERTY, said))
+def report(item: pytest.Item, one: Observation, outcome: str) -> None:
+    """Leave word of a finding for the reports: the terminal's, junit's."""
+    leave(
+        item,
+        {
+            "check": one.rule,
+            "outcome": outcome,
+            "summary": one.message,
+            "cause": one.message,
+            "rule": one.rule,
+            "where": one.where or None,
+            "advice": one.advice,
+            "evidence": one.evidence,
+        },
+    )
 
 
 def explained(one: Observation) -> str:
     """A finding as the user reads it: the cause, the evidence, where, what to write."""
-    below = [
-        *one.evidence,
-        *([f"Where: {one.where}"] if one.where else ()),
-        f"What to do: {one.advice}",
-        f"The rule: {_PAGE.format(one.rule)}",
-    ]
-    return "\n".join([f"{one.rule}: {one.message}", *(f"  {line}" for line in below)])
+    lines = below(one.evidence, one.where, one.advice, one.rule)
+    return "\n".join([f"{one.rule}: {one.message}", *(f"  {line}" for line in lines)])
+
+
+def failure(item: pytest.Item, found: list[Observation], run: Run | None, *further: str) -> str:
+    """The failure of a test in whose run rules were broken: each of them, then the numbers."""
+    lines = [*([] if run is None else numbers(run)), *further, f"To reproduce: {command(item)}"]
+    return "\n".join([*map(explained, found), *(f"  {line}" for line in lines)])
+
+
+def command(item: pytest.Item) -> str:
+    """The command that runs a test again."""
+    return f"pytest -p trainloop '{item.nodeid}'"
 
 
 def _warned(item: pytest.Item, one: Observation) -> bool:
@@ -157,7 +173,7 @@ def _warned(item: pytest.Item, one: Observation) -> bool:
         item.warn(TrainloopWarning(explained(one)))
     except TrainloopWarning:
         return False
-    report(item, one.rule, "warning", one.message)
+    report(item, one, "warning")
     return True
 
 
@@ -187,12 +203,25 @@ def judge(item: pytest.Item, run: Run, *, marked: bool) -> None:
         _fail(problem)
     losses = run.losses
     told = f"loss {losses[0]:.4g} → {losses[-1]:.4g} in " if losses else ""
-    steps = f"{run.training_steps} step{'' if run.training_steps == 1 else 's'}"
-    report(item, "watch", "failed" if found else "passed", told + steps, steps=run.training_steps)
+    steps = counted(run.training_steps, "step")
+    leave(
+        item,
+        {
+            "check": "watch",
+            "outcome": "failed" if found else "passed",
+            "summary": told + steps,
+            "cause": found[0].message if found else None,
+            "rule": found[0].rule if found else None,
+            "where": (found[0].where or None) if found else None,
+            "advice": found[0].advice if found else None,
+            "evidence": numbers(run),
+            "run": facts_of(run),
+        },
+    )
     for one in found:
-        report(item, one.rule, "failed", one.message)
+        report(item, one, "failed")
     if found:
-        _fail("\n".join(map(explained, found)))
+        _fail(failure(item, found, run))
 
 
 def _fail(text: str) -> NoReturn:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
+from pytest_trainloop.checks._evidence import describe
+from pytest_trainloop.checks._not_falling import Losses, refuse
 from pytest_trainloop.checks._options import OptionError
-from pytest_trainloop.checks._verdict import (
-    CannotJudgeError,
-    PromiseBrokenError,
-    SymptomError,
-    Verdict,
-)
+from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
 from pytest_trainloop.rules._naming import title
-from pytest_trainloop.runtime.drive import FreezeBatch, FreezeChance, StopAfter
-from pytest_trainloop.runtime.trend import FEWEST, Trend, has_reached, sparkline, target, trend_of
+from pytest_trainloop.runtime.drive import FreezeBatch, FreezeChance, ScaleRate, StopAfter
+from pytest_trainloop.runtime.trend import FEWEST, Trend, has_reached, trend_of
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -46,10 +43,6 @@ _LOOP = """
                 optimizer.step()
 
 """
-
-
-#: Fewer steps than this may fall, but that they do not fall is no one's fault yet.
-_FEWEST_TO_BLAME = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,27 +126,31 @@ class Overfits(Check):
 
     def judge(self, body: Body) -> Verdict:
         """Run the body once, on frozen data."""
-        freeze = FreezeBatch()
-        stop = _StopOnceFallen(self)
+        freeze, stop = FreezeBatch(), _StopOnceFallen(self)
         run = body.run(freeze, FreezeChance(), stop)
         cause = nothing_ran(run)
         if cause is not None:
-            raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
+            raise PromiseBrokenError.by(cause)
         series = self._series_to_judge(stop.series, run)
-        ends = {index: trend_of(losses, self.fall) for index, losses in series.items()}
-        for index, trend in ends.items():
-            _refuse(trend, series[index], run, index, self, freeze.used)
+        for index, losses in series.items():
+            seen = Losses(losses, run, index, self.fall, list(freeze.first.values()))
+            refuse(seen, partial(self._try_rate, body, index))
         index, losses = max(series.items(), key=lambda pair: len(pair[1]))
         return Verdict(
             f"loss {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps",
             {
-                "steps": len(losses),
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
-                "trend": ends[index].value,
+                "trend": trend_of(losses, self.fall).value,
                 "frozen": freeze.used,
             },
         )
+
+    def _try_rate(self, body: Body, index: int, factor: float) -> list[float]:
+        """The losses of another run, whose learning rates are multiplied with `factor`."""
+        stop = _StopOnceFallen(self)
+        body.try_again(FreezeBatch(), FreezeChance(), ScaleRate(factor), stop)
+        return stop.series.get(index, [])
 
     def _series_to_judge(self, series: dict[int, list[float]], run: Run) -> dict[int, list[float]]:
         names = [optimizer.name for optimizer in run.optimizers]
@@ -203,72 +200,6 @@ class _StopOnceFallen(StopAfter):
         fallen = (has_reached(losses, self.check.fall) for losses in self.series.values())
         if self.series and all(fallen):
             self.stop()
-
-
-def describe(losses: list[float]) -> str:
-    """The losses of a run in one line, with a small plot."""
-    return f"loss {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps  {sparkline(losses)}"
-
-
-def _refuse(
-    trend: Trend, losses: list[float], run: Run, index: int, check: Overfits, frozen: bool
-) -> None:
-    """Raise what a trend that is not good enough means; do nothing for a good one."""
-    if trend in (Trend.REACHED, Trend.FALLING):
-        return
-    if trend is Trend.NOT_FINITE:
-        _refuse_not_finite(losses, run, index)
-    cause = nothing_learns(run)
-    if cause is not None:
-        raise PromiseBrokenError(
-            cause.message, describe(losses), *cause.evidence, advice=cause.advice
-        )
-    if len(losses) < (FEWEST if trend is Trend.RISING else _FEWEST_TO_BLAME):
-        raise CannotJudgeError(
-            f"{len(losses)} training step{'s' if len(losses) > 1 else ''} show no trend",
-            describe(losses),
-            advice=f"let the loop make at least {_FEWEST_TO_BLAME} steps: more epochs, or more"
-            " batches",
-        )
-    data = "one frozen batch" if frozen else "the data the test gave it"
-    if trend is Trend.SETTLED:
-        goal = target(losses[0], check.fall)
-        raise SymptomError(
-            f"the loss settled at {losses[-1]:.4g} on {data}; {goal:.4g} was to be reached",
-            describe(losses),
-            *_gradients(run, index),
-            advice="look for a loss that cannot go lower (softmax before cross entropy), labels"
-            " that do not follow the inputs, or a part of the model that is not trained; a"
-            " loss with a higher floor takes @overfits(fall=...)",
-        )
-    verb = "rises" if trend is Trend.RISING else "does not fall"
-    raise SymptomError(
-        f"the loss {verb} on {data}: {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps",
-        describe(losses),
-        *_gradients(run, index),
-        advice="look for a wrong sign or a too high learning rate (the loss rises), labels that"
-        " do not follow the inputs or a part that is not trained (it stays); a slow loop takes"
-        " @overfits(steps=...)",
-    )
-
-
-def _refuse_not_finite(losses: list[float], run: Run, index: int) -> None:
-    bad = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
-    rates = run.steps_of(index)[min(bad, len(run.steps_of(index)) - 1)].learning_rates
-    raise PromiseBrokenError(
-        f"the loss is {losses[bad]} at step {bad + 1}",
-        describe(losses),
-        f"learning rate there: {', '.join(f'{rate:.3g}' for rate in rates)}",
-        advice="look for a too high learning rate, a logarithm or division of zero, or inputs"
-        " that are not finite",
-    )
-
-
-def _gradients(run: Run, index: int) -> list[str]:
-    norms = [s.gradient_norm for s in run.steps_of(index) if s.gradient_norm is not None]
-    if not norms:
-        return []
-    return [f"gradient norm {norms[0]:.3g} → {norms[-1]:.3g}  {sparkline(norms)}"]
 
 
 overfits = Marker(Overfits)

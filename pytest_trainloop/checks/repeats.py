@@ -200,7 +200,7 @@ class Repeats(Check):
         run = body.run_afresh(take, StopAfter(self.steps), folder=folder, title=title)
         cause = nothing_ran(run)
         if cause is not None:
-            raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
+            raise PromiseBrokenError.by(cause)
         return take.prints
 
 

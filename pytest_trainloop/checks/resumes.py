@@ -151,7 +151,7 @@ def _fingerprints(
     run = body.run_afresh(take, stop, folder=folder, title=title, interruption=interruption)
     cause = None if title == _RESUMED else nothing_ran(run)
     if cause is not None:
-        raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
+        raise PromiseBrokenError.by(cause)
     return take.prints
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
+from pytest_trainloop.checks._evidence import numbers
 from pytest_trainloop.checks._options import OptionError
-from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
+from pytest_trainloop.checks._verdict import CannotJudgeError, Cause, PromiseBrokenError, Verdict
 from pytest_trainloop.rules._naming import listed
 from pytest_trainloop.runtime.drive import StopAfter
 
@@ -35,6 +36,9 @@ class Trains(Check):
         steps: training steps after which the run is stopped.
         unused: patterns of the names of parameters that take no part on purpose, such as
             `"head.aux.*"`; they may have no gradient and stay where they are.
+        frozen: patterns of the names of parameters that are frozen on purpose; with this
+            option, none but those may be, and with `()` none at all. By default, what is frozen
+            is taken to be so on purpose, and how many are is told.
 
     Limits: a parameter that moves by less than its precision holds counts as one that does not
     move. Updates written by hand, without an optimizer of `torch.optim`, are not seen.
@@ -42,6 +46,7 @@ class Trains(Check):
 
     steps: int = 20
     unused: tuple[str, ...] = ()
+    frozen: tuple[str, ...] | None = None
 
     since: ClassVar[str] = "0.1.0"
     examples: ClassVar[tuple[Passes | Fails | Unjudged, ...]] = (
@@ -160,6 +165,30 @@ class Trains(Check):
             """,
         ),
         Fails(
+            "a head that was frozen together with the backbone",
+            """
+            import torch
+            from torch import nn
+
+            from pytest_trainloop import trains
+
+
+            @trains(frozen=("backbone.*",))
+            def test_trains(tiny_loader):
+                net = nn.ModuleDict({"backbone": nn.Linear(4, 8), "head": nn.Linear(8, 2)})
+                net.requires_grad_(False)
+                scale = nn.Parameter(torch.ones(2))
+                optimizer = torch.optim.AdamW([*net.parameters(), scale], lr=1e-2)
+                for x, y in tiny_loader:
+                    optimizer.zero_grad()
+                    out = net["head"](net["backbone"](x).relu()) * scale
+                    nn.functional.cross_entropy(out, y).backward()
+                    optimizer.step()
+            """,
+            cause="trains: `head.weight` and `head.bias` are frozen: `requires_grad` is False, and"
+            " `backbone.*` was to be frozen",
+        ),
+        Fails(
             "a loop that never steps",
             """
             from torch import nn
@@ -186,63 +215,93 @@ class Trains(Check):
         run = body.run(StopAfter(self.steps))
         cause = nothing_ran(run) or nothing_learns(run)
         if cause is not None:
-            raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
+            raise PromiseBrokenError.by(cause, *numbers(run))
         parameters = [one for one in run.parameters if one.model is not None]
         if not parameters:
             raise CannotJudgeError(
                 "the optimizers' parameters belong to no module that could be found",
                 advice="keep the model in a variable of the test or of the loop",
             )
-        _look_at_frozen([one for one in parameters if not one.trainable])
+        frozen = [one for one in parameters if not one.trainable]
         learning = [one for one in parameters if one.trainable and not self._is_unused(one)]
-        _look_at_learning(run, learning)
+        cause = self._frozen_wrongly(frozen) or _not_learning(run, learning)
+        if cause is not None:
+            raise PromiseBrokenError.by(cause, *numbers(run))
         values = sum(one.size for one in learning)
+        kept = f", {len(frozen)} are frozen" if frozen else ""
         return Verdict(
-            f"{len(learning)} parameters ({values:,} values) moved in {run.training_steps} steps",
-            {"parameters": len(learning), "values": values, "steps": run.training_steps},
+            f"{len(learning)} parameters ({values:,} values) moved in {run.training_steps} steps"
+            + kept,
+            {"parameters": len(learning), "values": values, "frozen": len(frozen)},
         )
 
     def _is_unused(self, parameter: Parameter) -> bool:
         return any(fnmatchcase(parameter.name, pattern) for pattern in self.unused)
 
-
-def _look_at_frozen(frozen: list[Parameter]) -> None:
-    moved = [one.name for one in frozen if one.moved]
-    if moved:
-        raise PromiseBrokenError(
-            f"frozen parameters moved: {listed(moved)}",
-            advice="weight decay and momentum move what an optimizer holds, with or without"
-            " `requires_grad`: leave frozen parameters out of the optimizer",
+    def _frozen_wrongly(self, frozen: list[Parameter]) -> Cause | None:
+        moved = [one.name for one in frozen if one.moved]
+        if moved:
+            return Cause(
+                f"frozen parameters moved: {listed(moved)}",
+                "weight decay and momentum move what an optimizer holds, with or without"
+                " `requires_grad`: leave frozen parameters out of the optimizer",
+            )
+        if self.frozen is None:
+            return None
+        others = [
+            one.name
+            for one in frozen
+            if not any(fnmatchcase(one.name, pattern) for pattern in self.frozen)
+        ]
+        if not others:
+            return None
+        allowed = listed(self.frozen) or "nothing"
+        return Cause(
+            f"{listed(others)} {'is' if len(others) == 1 else 'are'} frozen: `requires_grad` is"
+            f" False, and {allowed} was to be frozen",
+            "unfreeze what is to learn with `requires_grad_(True)`, before the optimizer is"
+            " built; or name it: @trains(frozen=(...))",
+            rule="frozen-parameters",
         )
 
 
-def _look_at_learning(run: Run, learning: list[Parameter]) -> None:
+def _not_learning(run: Run, learning: list[Parameter]) -> Cause | None:
+    """What keeps a trainable parameter from learning: no optimizer, gradient or movement."""
     outside = [one.name for one in learning if not one.optimizers]
     if outside:
-        raise PromiseBrokenError(
+        return Cause(
             f"no optimizer holds {listed(outside)}",
-            advice="build the optimizer over `model.parameters()`, after the last layer was made;"
+            "build the optimizer over `model.parameters()`, after the last layer was made;"
             " or freeze them with `requires_grad_(False)`",
+            run.optimizers[0].built,
+            "parameters-not-in-optimizer",
         )
+    last = run.backwards[-1].where
     without = [one.name for one in learning if not one.had_gradient]
     if without:
-        raise PromiseBrokenError(
+        return Cause(
             f"no gradient ever reached {listed(without)}",
-            advice="look for a `detach()`, a `no_grad()` or a conversion between these layers and"
+            "look for a `detach()`, a `no_grad()` or a conversion between these layers and"
             " the loss; or name what takes no part: @trains(unused=(...))",
+            last,
+            "detached-loss",
         )
     nonfinite = sorted({index for step in run.steps for index in step.nonfinite or ()})
     if nonfinite:
-        raise PromiseBrokenError(
+        return Cause(
             f"gradients that are not finite reached {listed(run.names(tuple(nonfinite)))}",
-            advice="`torch.autograd.set_detect_anomaly(True)` names the operation",
+            "`torch.autograd.set_detect_anomaly(True)` names the operation",
+            last,
+            "non-finite-update",
         )
     still = [one.name for one in learning if one.moved is False]
     if still:
-        raise PromiseBrokenError(
+        return Cause(
             f"these parameters got gradients and did not move: {listed(still)}",
-            advice="look at their group's learning rate, and at gradients that are all zero",
+            "look at their group's learning rate, and at gradients that are all zero",
+            run.optimizers[0].built,
         )
+    return None
 
 
 trains = Marker(Trains)

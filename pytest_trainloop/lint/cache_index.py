@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pytest_trainloop.lint.atomic import write_atomically
+from pytest_trainloop.atomic import write_atomically
 from pytest_trainloop.lint.content import Signature
 
 _MOST_INDEXES = 8

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.lint.atomic import write_atomically
+from pytest_trainloop.atomic import write_atomically
 
 if TYPE_CHECKING:
     from pytest_trainloop.lint.notebooks import Notebook

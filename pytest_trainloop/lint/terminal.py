@@ -66,7 +66,7 @@ def write_text(path: str, text: str) -> None:
     Raises:
         CommandError: it cannot be written.
     """
-    from pytest_trainloop.lint.atomic import write_atomically
+    from pytest_trainloop.atomic import write_atomically
 
     try:
         write_atomically(path, text.encode("utf-8", "backslashreplace"))

@@ -62,7 +62,8 @@ class FreezeBatch(Listener):
     """
 
     def __init__(self) -> None:
-        self._frozen: dict[int, Any] = {}
+        #: The first batch of each loader, by its index in `Run.loaders`.
+        self.first: dict[int, Any] = {}
 
     def begin(self, observer: Observer) -> None:
         """Leave word that every batch will be the same."""
@@ -70,15 +71,15 @@ class FreezeBatch(Listener):
 
     def deliver(self, loader: int, batch: Any) -> Any:
         """Return a copy of the first batch: the loop may change what it is given."""
-        if loader not in self._frozen:
-            self._frozen[loader] = copy.deepcopy(batch)
+        if loader not in self.first:
+            self.first[loader] = copy.deepcopy(batch)
             return batch
-        return copy.deepcopy(self._frozen[loader])
+        return copy.deepcopy(self.first[loader])
 
     @property
     def used(self) -> bool:
         """Whether the run took its data from a data loader."""
-        return bool(self._frozen)
+        return bool(self.first)
 
 
 class FreezeChance(Listener):
@@ -106,6 +107,27 @@ class FreezeChance(Listener):
             self._states = take_states()
         else:
             put_states(self._states)
+
+
+class ScaleRate(Listener):
+    """Multiply the learning rates with a factor, for the update alone: schedulers see no change."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self._rates: list[Any] = []
+
+    def before_step(self, optimizer: Optimizer, step: Step) -> None:
+        """Change the rates."""
+        self._rates = [group.get("lr") for group in optimizer.param_groups]
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            if rate is not None:
+                group["lr"] = rate * self.factor
+
+    def after_step(self, optimizer: Optimizer, step: Step) -> None:
+        """Put them back."""
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            if rate is not None:
+                group["lr"] = rate
 
 
 @dataclass
