@@ -131,8 +131,8 @@ def test_it(tiny_loader):
         ),
         (
             "F.cross_entropy(model(x), y)",
-            "F.cross_entropy(nn.functional.pad(model(x), (0, 8)).softmax(1), y)",
-            "the loss settled at 1.46",
+            "F.cross_entropy(model(x), y) + 9",
+            "the loss settled at 9 on one frozen batch; 4.",
         ),
     ],
 )
