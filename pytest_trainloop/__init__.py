@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_trainloop.checks.evaluates import evaluates as evaluates
     from pytest_trainloop.checks.overfits import overfits as overfits
     from pytest_trainloop.checks.repeats import repeats as repeats
     from pytest_trainloop.checks.resumes import resumes as resumes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -125,6 +127,12 @@ class Body:
         seed_all(self.seed)
         _set_up_again(self.item)
         return self.run(*listeners)
+
+    @property
+    def code(self) -> CodeType | None:
+        """The test function's own code; None for what is no plain function."""
+        code: CodeType | None = getattr(inspect.unwrap(self.item.function), "__code__", None)
+        return code
 
     def new_folder(self) -> Path:
         """An empty folder."""
