@@ -29,10 +29,7 @@ from pytest_trainloop.source.tree import digest
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules import Finding, Rule
-
-
-#: New objects before the youngest are searched for cycles, and how often older ones follow.
-_GC_THRESHOLDS = (100_000, 5, 5)
+    from pytest_trainloop.source.facts import FileFacts
 
 
 class FileLinter:
@@ -52,9 +49,6 @@ class FileLinter:
             files: all files of the run; calls are followed into them.
             time_limit_s: the most seconds that one file may take.
         """
-        # Reading makes many objects and few cycles: look for those seldom. It saves a fifth of
-        # the time, and memory stays bounded, because old objects are looked at as ever.
-        gc.set_threshold(*_GC_THRESHOLDS)
         self._gate = Gate(rules)
         self._tree = TrackedTree(files)
         self._time_limit_s = time_limit_s
@@ -84,7 +78,7 @@ class FileLinter:
             if not sought:
                 _check_syntax(document)
                 return replace(result, errors=tuple(errors))
-            with self._time_limit:
+            with self._time_limit, _no_search_for_cycles():
                 result = self._lint(result, document, sought)
             return replace(result, errors=(*errors, *result.errors))
         except TimeLimitError:
@@ -119,16 +113,24 @@ class FileLinter:
             raise
         except Exception as error:  # noqa: BLE001 -- a crash of ours must not end the run
             return [], [FileError(path, _crash("reading it", error))]
-        findings: list[Finding] = []
-        errors: list[FileError] = []
-        for rule in sought:
-            try:
-                findings += rule.lint(facts)
-            except (RecursionError, MemoryError):
-                raise
-            except Exception as error:  # noqa: BLE001 -- as above; the other rules still speak
-                errors.append(FileError(path, _crash(f"rule `{rule.name}`", error)))
-        return findings, errors
+        try:
+            return _ask(sought, facts)
+        finally:
+            facts.take_apart()
+
+
+def _ask(rules: Iterable[Rule], facts: FileFacts) -> tuple[list[Finding], list[FileError]]:
+    """What the rules say, and which of them crashed."""
+    findings: list[Finding] = []
+    errors: list[FileError] = []
+    for rule in rules:
+        try:
+            findings += rule.lint(facts)
+        except (RecursionError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 -- a crash of ours must not end the run
+            errors.append(FileError(facts.path, _crash(f"rule `{rule.name}`", error)))
+    return findings, errors
 
 
 def _sought(rules: list[Rule], document: Document) -> tuple[dict[Rule, set[int]], list[FileError]]:
@@ -157,6 +159,21 @@ def _check_syntax(document: Document) -> None:
             ast.parse(document.text)
         else:
             symtable(document.text, document.path, "exec")
+
+
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Read a file without Python looking for cycles: there are few, and many objects.
+
+    It saves a third of the time. What is garbage after the file is found after the file.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from pytest_trainloop.source.extents import Extent, Extents, extents_of, known_as
 from pytest_trainloop.source.place import Place
 from pytest_trainloop.source.values import Class, Imported, Unknown, Value, options
 from pytest_trainloop.source.vocabulary import INTERESTING
@@ -36,18 +36,25 @@ class SourceFile:
     classes: list[ClassFacts] = field(default_factory=list)
     #: The functions and classes by the identity of their nodes.
     definitions: dict[int, FunctionFacts | ClassFacts] = field(default_factory=dict)
+    #: Whether `tree` holds but a part of the text, and more definitions may follow.
+    is_partial: bool = False
 
     @classmethod
-    def parse(cls, path: str, text: str) -> SourceFile:
-        """Parse a file and outline its definitions.
+    def parse(cls, path: str, text: str, part: str | None = None) -> SourceFile:
+        """Parse a file, or the part of it that `part` holds, and outline its definitions.
 
         Raises:
             SyntaxError: the text is not Python.
             RecursionError: the text is nested too deeply for this interpreter.
         """
-        file = cls(path, text, ast.parse(text))
-        _outline(file, file.tree.body, None, None)
+        tree = ast.parse(text if part is None else part)
+        file = cls(path, text, tree, is_partial=part is not None)
+        file.outline(file.tree.body)
         return file
+
+    def outline(self, body: Sequence[ast.stmt]) -> None:
+        """Note the definitions of statements at the top of the file."""
+        _outline(self, body, None, None)
 
     def function_at(self, node: ast.AST) -> FunctionFacts | None:
         """The function that a `def` defines."""
@@ -96,55 +103,31 @@ class SourceFile:
     def _starts(self) -> list[int]:
         return [0, *(match.end() for match in re.finditer("\r\n|\r|\n", self.text))]
 
-    def lines_with(self, words: Iterable[str]) -> list[int]:
-        """The lines on which one of the words stands, in order, counting from 1."""
-        starts, text = self._starts, self.text
-        found: set[int] = set()
-        for word in words:
-            at = text.find(word)
-            while at >= 0:
-                line = bisect_right(starts, at)
-                found.add(line)
-                # One hit a line is enough.
-                at = text.find(word, starts[line]) if line < len(starts) else -1
-        return sorted(found)
-
-    def lines_at(self, offsets: Iterable[int]) -> list[int]:
-        """The lines that hold these offsets into the text, in order, counting from 1."""
-        return sorted({bisect_right(self._starts, offset) for offset in offsets})
+    def start_of(self, line: int) -> int:
+        """The offset at which a line begins, counting lines from 1."""
+        return self._starts[line - 1]
 
     @cached_property
-    def interesting(self) -> frozenset[FunctionFacts]:
-        """The functions that a reader of training loops must follow."""
-        return self.reaching(self.lines_with(INTERESTING))
-
-    def reaching(self, hits: list[int]) -> frozenset[FunctionFacts]:
-        """The functions that hold one of the lines, or mention one that does, at any depth."""
-        reached = {
-            function
-            for function in self.functions
-            if (at := bisect_left(hits, function.first_line)) < len(hits)
-            and hits[at] <= function.last_line
-        }
-        mentioning = self._mentioning
-        queue = list(reached)
-        for function in queue:
-            for name in function.known_as:
-                for other in mentioning.get(name, ()):
-                    if other not in reached:
-                        reached.add(other)
-                        queue.append(other)
-        return frozenset(reached)
+    def extents(self) -> Extents:
+        """Where the functions stand in the text; of a part, as far as the text alone tells."""
+        if self.is_partial:
+            return Extents(self.text, extents_of(self.text))
+        return Extents(
+            self.text,
+            sorted(
+                (function.extent for function in self.functions), key=lambda extent: extent.first
+            ),
+        )
 
     @cached_property
-    def _mentioning(self) -> dict[str, list[FunctionFacts]]:
-        """The functions whose text mentions a name of a definition of this file."""
-        names = {name for function in self.functions for name in function.known_as}
-        mentioning: dict[str, list[FunctionFacts]] = {}
-        for function in self.functions:
-            for name in names.intersection(function.identifiers):
-                mentioning.setdefault(name, []).append(function)
-        return mentioning
+    def interesting(self) -> frozenset[int]:
+        """Where those functions begin that a reader of training loops must follow."""
+        return frozenset(each.start for each in self.extents.reaching_words(INTERESTING))
+
+    def reaching(self, offsets: Iterable[int]) -> list[FunctionFacts]:
+        """The functions that hold an offset, or mention one that does, at any depth."""
+        reached = self.extents.reaching(offsets)
+        return [function for function in self.functions if function.extent in reached]
 
 
 @dataclass(eq=False, repr=False)
@@ -173,12 +156,18 @@ class FunctionFacts:
         """The last line of its body."""
         return self.node.end_lineno or self.node.lineno
 
-    @property
-    def known_as(self) -> tuple[str, ...]:
-        """The names by which code may refer to it: its own; for a constructor, its class's."""
-        if self.owner is not None and self.name in ("__init__", "forward", "__call__"):
-            return (self.owner.name, self.name)
-        return (self.name,)
+    @cached_property
+    def extent(self) -> Extent:
+        """Where it stands in its file's text."""
+        starts = self.file.start_of
+        after = self.last_line + 1
+        return Extent(
+            self.name,
+            known_as(self.name, self.owner.name if self.owner is not None else None),
+            starts(self.first_line),
+            starts(self.node.lineno),
+            starts(after) if after <= len(self.file.lines) else len(self.file.text),
+        )
 
     @cached_property
     def identifiers(self) -> frozenset[str]:
@@ -189,7 +178,9 @@ class FunctionFacts:
     @property
     def is_interesting(self) -> bool:
         """Whether its body can matter to a rule."""
-        return self in self.file.interesting or isinstance(self.node, ast.Lambda)
+        if isinstance(self.node, ast.Lambda):
+            return True
+        return self.file.start_of(self.node.lineno) in self.file.interesting
 
     @cached_property
     def is_generator(self) -> bool:
@@ -203,11 +194,13 @@ class FunctionFacts:
         """Its decorators, outermost first."""
         return getattr(self.node, "decorator_list", ())
 
-    def decorator_names(self) -> Iterator[str]:
+    @cached_property
+    def decorator_names(self) -> tuple[str, ...]:
         """The decorators as written, without arguments: `torch.no_grad`."""
-        for decorator in self.decorators:
-            plain = decorator.func if isinstance(decorator, ast.Call) else decorator
-            yield self.file.text_of(plain)
+        return tuple(
+            self.file.text_of(decorator.func if isinstance(decorator, ast.Call) else decorator)
+            for decorator in self.decorators
+        )
 
     @property
     def parameters(self) -> list[str]:
@@ -239,16 +232,27 @@ class ClassFacts:
     scope: Scope | None = None
     #: Finds what an imported base stands for in the other linted files.
     link: Callable[[Value], Value] | None = None
+    #: Whether what `link` gives will not change any more.
+    is_settled: Callable[[], bool] | None = None
     #: The values assigned in the class body.
     class_values: dict[str, Value] = field(default_factory=dict)
+    _lineage: tuple[ClassFacts | str, ...] | None = None
 
     @property
     def place(self) -> Place:
         """Where its definition stands."""
         return self.file.place(self.node)
 
-    def ancestors(self) -> Iterator[ClassFacts | str]:
+    def ancestors(self) -> tuple[ClassFacts | str, ...]:
         """All bases at any depth, nearest first: classes in sight, or full names."""
+        if self._lineage is not None:
+            return self._lineage
+        lineage = tuple(self._find_ancestors())
+        if self.is_settled is not None and self.is_settled():
+            self._lineage = lineage
+        return lineage
+
+    def _find_ancestors(self) -> Iterator[ClassFacts | str]:
         seen: set[int] = {id(self)}
         queue: list[ClassFacts] = [self]
         for current in queue:

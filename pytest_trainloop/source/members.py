@@ -73,7 +73,7 @@ def of_instance(reader: Reader, instance: Instance, name: str) -> Value | None:
         return of_instance(reader, instance, "forward")
     if method is not None:
         bound = _function(method.owner or definition, name, instance)
-        if "property" in method.decorator_names() and isinstance(bound, Function):
+        if "property" in method.decorator_names and isinstance(bound, Function):
             return reader.program.call(reader, bound)
         return bound
     return reader.program.assigned_attribute(reader, instance, name)
@@ -91,9 +91,9 @@ def _function(owner: ClassFacts, name: str, receiver: Instance | None = None) ->
     scope = (method.owner.scope if method and method.owner else None) or owner.scope
     if method is None or scope is None:
         return None
-    if "staticmethod" in method.decorator_names():
+    if "staticmethod" in method.decorator_names:
         return Function(method, scope)
-    if "classmethod" in method.decorator_names():
+    if "classmethod" in method.decorator_names:
         return Function(method, scope, receiver or Class(owner))
     return Function(method, scope, receiver)
 

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from pytest_trainloop.source.scopes import Scope
 
+_T = TypeVar("_T")
+
 #: How much source text is kept parsed at most; a syntax tree takes some 30 times as much.
 MOST_CHARACTERS = 3_000_000
-#: How long a chain of modules that need each other's names is followed.
-DEEPEST_CHAIN = 5
+#: How long a chain of modules and definitions that need each other is followed.
+DEEPEST_CHAIN = 8
 
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A module's names, the size of its text, and the files that reading it has looked at."""
+    """A module's names, how much text is parsed, and the files that reading it has looked at."""
 
+    path: str
     scope: Scope
     characters: int
     consulted: dict[str, str | None] = field(default_factory=dict)
+    #: The names that are bound in it, but for those that the scope holds already.
+    names: frozenset[str] = frozenset()
 
 
 class Modules:
     """Loaded modules, dropped when they have become too many.
 
-    What a module binds must not depend on who asked first. So a module that was read while
+    What a module binds must not depend on who asked first. So a part that was read while
     one that it needs was still being read (they import each other), or too deep in a chain,
     serves that one request and is not kept.
     """
@@ -36,51 +41,69 @@ class Modules:
         #: Gives the dict in which looked-at files are noted at the moment.
         self._account = account
         self._kept: dict[str, Loaded] = {}
-        self._characters = 0
-        self._loading: list[str] = []
-        self._partial: set[str] = set()
+        #: What is being read, outermost first: a module's path and a name in it, or "".
+        self._reading: list[tuple[str, str]] = []
+        self._partial: set[tuple[str, str]] = set()
 
-    def get(self, path: str, load: Callable[[str], Loaded | None]) -> Scope | None:
-        """The names of a module, by `load` if it is not known."""
+    @property
+    def is_reading(self) -> bool:
+        """Whether some part is being read, so that what is seen now may not be all."""
+        return bool(self._reading)
+
+    def get(self, path: str, load: Callable[[str], Loaded | None]) -> Loaded | None:
+        """A module, by `load` if it is not known."""
         known = self._kept.get(path)
         if known is None:
-            known = self._begin(path, load)
+            known, consulted, is_whole = self._read((path, ""), lambda: load(path))
             if known is None:
                 return None
-        self._account().update(known.consulted)
-        return known.scope
+            known.consulted.update(consulted)
+            if is_whole:
+                self._kept[path] = known
+        self.note(known)
+        return known
 
-    def _begin(self, path: str, load: Callable[[str], Loaded | None]) -> Loaded | None:
-        if path in self._loading:
-            self._partial.update(self._loading[self._loading.index(path) + 1 :])
-            return None
-        if len(self._loading) >= DEEPEST_CHAIN:
-            self._partial.update(self._loading)
-            return None
+    def read_part(
+        self, module: Loaded, name: str, read: Callable[[], _T]
+    ) -> tuple[_T | None, bool]:
+        """What `read` gives for a name of a module, and whether it may be kept."""
+        found, consulted, is_whole = self._read((module.path, name), read)
+        module.consulted.update(consulted)
+        self.note(module)
+        return found, is_whole
+
+    def note(self, module: Loaded) -> None:
+        """Note that a module was looked at, and what it rests on."""
+        self._account().update(module.consulted)
+
+    def drop(self) -> None:
+        """Forget the modules if they have become too many; nobody may hold one.
+
+        All at once: they hold what they took from each other, so that one that is dropped
+        alone stays in memory.
+        """
+        if sum(loaded.characters for loaded in self._kept.values()) > MOST_CHARACTERS:
+            self._kept.clear()
+
+    def _read(
+        self, what: tuple[str, str], read: Callable[[], _T]
+    ) -> tuple[_T | None, dict[str, str | None], bool]:
+        if what in self._reading:
+            self._partial.update(self._reading[self._reading.index(what) + 1 :])
+            return None, {}, False
+        if len(self._reading) >= DEEPEST_CHAIN:
+            self._partial.update(self._reading)
+            return None, {}, False
         account = self._account()
         before = dict(account)
         account.clear()
-        self._loading.append(path)
+        self._reading.append(what)
         try:
-            loaded = load(path)
+            found = read()
         finally:
-            self._loading.pop()
+            self._reading.pop()
             consulted = dict(account)
             account.update(before)
-        if loaded is None:
-            return None
-        loaded.consulted = consulted
-        if path in self._partial:
-            self._partial.discard(path)
-        else:
-            self._keep(path, loaded)
-        return loaded
-
-    def _keep(self, path: str, loaded: Loaded) -> None:
-        if self._characters + loaded.characters > MOST_CHARACTERS:
-            # All at once: modules hold what they took from each other, so that one that is
-            # dropped alone stays in memory.
-            self._kept.clear()
-            self._characters = 0
-        self._kept[path] = loaded
-        self._characters += loaded.characters
+        is_whole = what not in self._partial
+        self._partial.discard(what)
+        return found, consulted, is_whole

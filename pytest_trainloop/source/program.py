@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.source import follow
-from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
 from pytest_trainloop.source.frames import Inside
-from pytest_trainloop.source.modules import Loaded
+from pytest_trainloop.source.imported_module import read_module
 from pytest_trainloop.source.reader import Reader
 from pytest_trainloop.source.scopes import Binding, Scope
 from pytest_trainloop.source.values import (
@@ -22,6 +21,8 @@ from pytest_trainloop.source.values import (
 )
 
 if TYPE_CHECKING:
+    from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts, SourceFile
+    from pytest_trainloop.source.modules import Loaded
     from pytest_trainloop.source.tree import SourceTree
 
 #: How many other modules are asked for names on behalf of one.
@@ -38,8 +39,12 @@ _LINKABLE = (Function, Class, Instance, Constant, Imported)
 class Program:
     """One linted file with the definitions it can reach in the other linted files."""
 
-    def __init__(self, tree: SourceTree | None = None) -> None:
+    def __init__(
+        self, tree: SourceTree | None = None, rests_on: dict[str, str | None] | None = None
+    ) -> None:
         self.tree = tree
+        #: Where the files are noted that an imported module's names rest on.
+        self._rests_on = rests_on
         #: Functions whose bodies have been read in some context.
         self.read: set[FunctionFacts] = set()
         #: The linted modules that were asked for names.
@@ -61,7 +66,7 @@ class Program:
 
     def imported(self, file: SourceFile, module: str, name: str) -> Imported:
         """What `from module import name` binds."""
-        qualified = f"{module}.{name}" if not module.endswith(".") else f"{module}{name}"
+        qualified = _joined(module, name)
         path = self.locate(file, qualified)
         if path is not None:
             return Imported(qualified, path)
@@ -70,10 +75,16 @@ class Program:
     def bind_star(self, reader: Reader, module: str) -> None:
         """`from module import *`: the names of a linted module."""
         path = self.locate(reader.file, module)
-        scope = self._module(path) if path is not None else None
-        for name, binding in (scope.names if scope is not None else {}).items():
+        loaded = self._module(path) if path is not None else None
+        if loaded is None:
+            return
+        for name, binding in loaded.scope.names.items():
             if not name.startswith("_"):
                 reader.scope.bind(name, binding.value, reader.context)
+        for name in sorted(loaded.names):
+            if not name.startswith("_"):
+                value = Imported(_joined(module, name), path, name)
+                reader.scope.bind(name, value, reader.context)
 
     def linked(self, value: Value) -> Value:
         """What an imported name stands for, where the linted files define it.
@@ -89,8 +100,8 @@ class Program:
             if (found.path, found.member) in asked:
                 return value
             asked.add((found.path, found.member))
-            scope = self._module(found.path)
-            binding = scope.names.get(found.member) if scope is not None else None
+            loaded = self._module(found.path)
+            binding = loaded.scope.own(found.member) if loaded is not None else None
             if binding is None:
                 return found
             found = binding.value
@@ -108,29 +119,34 @@ class Program:
         path = self.tree.find(qualified, base.path) if base.path.endswith("__init__.py") else None
         return Imported(qualified, path) if path else Imported(qualified, base.path, name)
 
-    def _module(self, path: str) -> Scope | None:
-        """The names that a linted module binds; None if it cannot be read, or is one too many."""
+    def _module(self, path: str) -> Loaded | None:
+        """A linted module; None if it cannot be read, or is one too many."""
         if self.tree is None:
             return None
         if path not in self._asked:
             if len(self._asked) >= MOST_MODULES:
                 return None
             self._asked.add(path)
-        return self.tree.modules.get(path, self._load)
+        loaded = self.tree.modules.get(path, self._load)
+        if loaded is not None and self._rests_on is not None:
+            self._rests_on.update(loaded.consulted)
+        return loaded
+
+    def is_settled(self) -> bool:
+        """Whether what imported names stand for will not change any more."""
+        return self.tree is None or not self.tree.modules.is_reading
 
     def _load(self, path: str) -> Loaded | None:
-        """Read a module's body, as an import runs it, for the names that it binds."""
-        if self.tree is None:
+        """Read a module, as an import runs it, for the names that it binds."""
+        tree = self.tree
+        if tree is None:
             return None
+        rests_on: dict[str, str | None] = {}
         try:
-            text = self.tree.source(path)
-            file = SourceFile.parse(path, text)
+            text = tree.source(path)
+            return read_module(path, text, lambda: Program(tree, rests_on), tree.modules, rests_on)
         except (OSError, SyntaxError, ValueError, RecursionError):
             return None
-        reader = Reader(Program(self.tree), file, None)
-        reader.is_import = True
-        reader.run(file.tree.body)
-        return Loaded(reader.scope, len(text))
 
     # -- objects ----------------------------------------------------------------------
 
@@ -193,3 +209,7 @@ def entry_scope(function: FunctionFacts, parent: Scope, receiver: Instance | Non
             value = receiver
         scope.names[arg.arg] = Binding(value, ())
     return scope
+
+
+def _joined(module: str, name: str) -> str:
+    return f"{module}{name}" if module.endswith(".") else f"{module}.{name}"

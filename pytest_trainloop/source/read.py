@@ -40,23 +40,28 @@ def read_source(
     module = Reader(program, file, None)
     module.run(file.tree.body)
     traces = [module.trace]
-    wanted = file.interesting if focus is None else file.reaching(file.lines_at(focus))
-    for function in _callers_first(wanted):
+    for function in _callers_first(file, _wanted(file, focus)):
         if function not in program.read:  # the one before may have called it
             traces.append(_read_alone(program, function, module))  # noqa: PERF401 -- as above
     return FileFacts(file, tuple(traces))
 
 
-def _callers_first(wanted: frozenset[FunctionFacts]) -> list[FunctionFacts]:
+def _wanted(file: SourceFile, focus: Iterable[int] | None) -> list[FunctionFacts]:
+    if focus is not None:
+        return file.reaching(focus)
+    return [function for function in file.functions if function.is_interesting]
+
+
+def _callers_first(file: SourceFile, wanted: list[FunctionFacts]) -> list[FunctionFacts]:
     """The wanted functions, those that no other one mentions before those that are called.
 
     Functions inside functions are read where the outer one makes and calls them, so they
     come last.
     """
-    mentioned = {name for function in wanted for name in function.identifiers}
+    extents = {function.extent for function in wanted}
 
     def rank(function: FunctionFacts) -> tuple[bool, bool, int]:
-        is_called = function.name in mentioned
+        is_called = not extents.isdisjoint(file.extents.mentioning(function.name))
         return (function.parent is not None, is_called, function.first_line)
 
     return sorted(wanted, key=rank)
@@ -68,7 +73,7 @@ def _read_alone(program: Program, function: FunctionFacts, module: Reader) -> Tr
     program.read.add(function)
     parent = _defining_scope(function, module)
     receiver = None
-    if function.owner is not None and "staticmethod" not in function.decorator_names():
+    if function.owner is not None and "staticmethod" not in function.decorator_names:
         receiver = program.instance_of(function.owner)
         parent = function.owner.scope or parent
     scope = entry_scope(function, parent, receiver)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from pytest_trainloop.source.values import Imported, Unknown, Value, either
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_trainloop.source.definitions import SourceFile
     from pytest_trainloop.source.frames import Context
 
@@ -32,6 +34,8 @@ class Scope:
     names: dict[str, Binding] = field(default_factory=dict)
     #: Names declared `global` or `nonlocal` here, with the scope they live in.
     elsewhere: dict[str, Scope] = field(default_factory=dict)
+    #: For an imported module: finds what its text binds and nobody has asked for yet.
+    unread: Callable[[str], Binding | None] | None = None
 
     @property
     def module(self) -> Scope:
@@ -46,10 +50,17 @@ class Scope:
         scope: Scope | None = self.elsewhere.get(name, self)
         while scope is not None:
             binding = scope.names.get(name)
+            if binding is None and scope.unread is not None:
+                binding = scope.unread(name)
             if binding is not None:
                 return binding
             scope = scope.parent
         return None
+
+    def own(self, name: str) -> Binding | None:
+        """The binding of a name in this scope itself."""
+        binding = self.names.get(name)
+        return self.unread(name) if binding is None and self.unread is not None else binding
 
     def look_up(self, name: str) -> Value:
         """The value of a name; an unbound name stays the same unknown for the whole module."""

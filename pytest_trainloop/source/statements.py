@@ -255,6 +255,7 @@ def read_class(reader: Reader, node: ast.ClassDef) -> bool:
         definition.bases = tuple(reader.evaluate(base) for base in node.bases)
         definition.scope = reader.scope
         definition.link = reader.program.linked
+        definition.is_settled = reader.program.is_settled
         _read_class_body(reader, definition)
         reader.scope.bind(node.name, Class(definition), reader.context)
     return False

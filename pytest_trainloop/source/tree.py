@@ -41,6 +41,7 @@ class SourceTree:
     def forget(self) -> None:
         """Begin a new account of what is looked at."""
         self.consulted = {}
+        self.modules.drop()
 
     def source(self, path: str) -> str:
         """The text of a linted file; its digest is noted in `consulted`.

@@ -454,3 +454,53 @@ def test_with_items_share_one_frame() -> None:
     found = facts("import torch\nwith torch.no_grad(), torch.autocast('cuda'):\n    model.go()\n")
     (frame,) = [frame for frame in call(found, "go").context if isinstance(frame, With)]
     assert len(frame.managers) == 2
+
+
+def test_names_are_read_from_other_modules_when_they_are_asked_for() -> None:
+    """Constants, decorated and conditional definitions, star imports and circles all resolve."""
+    found = facts(
+        """
+        from library import *
+        from library import Base
+
+        class Loop(Base):
+            pass
+
+        def train(model, x):
+            loss = compute(model(x), SCALE)
+            loss.backward()
+            fallback(loss)
+            Loop().finish(loss)
+        """,
+        library="""
+        from parts import scaled
+        SCALE = HALF = 0.5
+
+        @decorated(
+        "def compute(): pass",
+        )
+        def compute(output, scale):
+            return scaled(output.mean(), scale)
+
+        try:
+            from nowhere import fallback
+        except ImportError:
+            def fallback(loss):
+                loss.detach()
+
+        class Base:
+            def finish(self, loss):
+                loss.item()
+        """,
+        parts="""
+        from library import SCALE
+
+        def scaled(loss, by):
+            return loss.float() * by * SCALE
+        """,
+    )
+    followed = [name.rpartition(".")[2] for name in calls(found)]
+    assert followed == [
+        *("model", "compute", "mean", "scaled", "float", "backward"),
+        *("fallback", "Loop", "finish", "item"),
+    ]
