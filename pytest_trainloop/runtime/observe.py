@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from typing_extensions import Self
 
+    from pytest_trainloop.runtime.probes.seeds import Seeded
     from pytest_trainloop.runtime.record import Backward
 
 
@@ -68,6 +69,8 @@ class Observer:
         #: Backward calls that no optimizer has used yet, and those that the last one used.
         self.pending: list[Backward] = []
         self.used: tuple[Backward, ...] = ()
+        #: How many of the pending ones an optimizer has cleared, by the optimizer's identity.
+        self.left_out: dict[int, int] = {}
         #: Optimizers that are stepping now, outermost first.
         self.stepping: list[Any] = []
         #: Optimizers that a `GradScaler` is stepping now, by identity.
@@ -76,6 +79,8 @@ class Observer:
         self.scalers: dict[int, Any] = {}
         #: Some gradients as the last backward of a scaled loss left them: whose, and their version.
         self.scaled: list[tuple[Any, int]] = []
+        #: A seed that was set since the last backward.
+        self.seeded: Seeded | None = None
         self._places: dict[tuple[str, int], str] = {}
 
     def __enter__(self) -> Self:

@@ -260,11 +260,13 @@ class Loader:
     batches: int | None
     #: Whether its sampler has `set_epoch`.
     has_set_epoch: bool
+    #: Where the user's code iterates it.
+    where: str = ""
+    #: The seed and the epoch by which a `DistributedSampler` shuffled each pass; None for a pass
+    #: in an order that came about in another way.
+    orders: list[tuple[int, int] | None] = field(default_factory=list)
 
 
-Event = (
-    Batch | EpochEnd | Backward | Step | SkippedStep | Clearing | Unscaling | Clip | SchedulerStep
-)
 _Kind = TypeVar("_Kind")
 
 

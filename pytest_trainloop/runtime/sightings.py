@@ -44,3 +44,28 @@ class Criterion:
         """Whether two looks saw the same criterion of the same loop."""
         mine = (self.kind, self.fed_by, self.where, self.broadcast is None)
         return mine == (other.kind, other.fed_by, other.where, other.broadcast is None)
+
+
+@dataclass(slots=True)
+class Seeding:
+    """The global generator was seeded, and what was trained next drew from that seed."""
+
+    seed: int
+    #: The calls of the user's code that led to it, innermost first, as files and lines.
+    calls: tuple[tuple[str, int], ...]
+    where: str
+
+
+@dataclass(slots=True)
+class StateLoad:
+    """A model was given a state dict."""
+
+    where: str
+    #: Where that state dict was taken from the same model, if it holds the model's own weights by
+    #: reference; else empty.
+    taken: str = ""
+    #: Training steps made since then.
+    steps: int = 0
+    #: What the user's code calls the model and the state dict; only if it was so taken.
+    model: str = ""
+    kept_in: str = ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from pytest_trainloop.rules._naming import counted
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
 from pytest_trainloop.source.facts import (
     Branch,
@@ -29,6 +31,10 @@ from pytest_trainloop.source.facts import (
     trained_forwards,
 )
 
+if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
+
 _SHALLOW = frozenset({"builtins.dict", "collections.OrderedDict", "copy.copy"})
 _BEST = re.compile(r"best|backup|snapshot|saved?_|_saved|prev|initial|init_", re.IGNORECASE)
 _PLAIN_NAME = re.compile(r"[A-Za-z_][\w.]*\Z")
@@ -46,7 +52,7 @@ class AliasedBestState(Rule):
     because the references are what saving to a file needs.
 
     Limits: `.cpu()` makes a copy of weights on a GPU, and none of weights on a CPU: the rule
-    is silent there.
+    is silent there. A run shows a state dict that was not copied when it is loaded back.
     """
 
     since = "0.1"
@@ -302,6 +308,24 @@ class AliasedBestState(Rule):
                 loop = _kept_across(store, training)
                 if loop is not None and _is_lasting(store, loop, training):
                     yield self._report(store, training)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a model that is given its own weights, long after they were to be kept."""
+        from pytest_trainloop.runtime.sightings import StateLoad
+
+        told: set[str] = set()
+        for load in run.all(StateLoad):
+            if not load.taken or not load.steps or load.where in told:
+                continue
+            told.add(load.where)
+            kept = f"`{load.kept_in}`" if load.kept_in else "the state dict"
+            yield self.observation(
+                f"loading {kept} puts nothing back: it holds the weights of `{load.model}`"
+                f" themselves, not a copy, and {counted(load.steps, 'step')} changed them since",
+                "keep a copy when the state is taken: `copy.deepcopy(model.state_dict())`",
+                load.where,
+                (f"the state dict was taken at {load.taken}",),
+            )
 
     def _report(self, store: Store, training: TrainingLoop) -> Finding:
         step = training.steps[-1].call.text

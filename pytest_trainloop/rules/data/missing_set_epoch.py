@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.source.facts import (
@@ -24,6 +25,10 @@ from pytest_trainloop.source.facts import (
     options,
     samplers_of,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
 
 _SAMPLER = "torch.utils.data.DistributedSampler"
 _BATCH_SAMPLER = "torch.utils.data.BatchSampler"
@@ -380,6 +385,22 @@ class MissingSetEpoch(Rule):
                 if not any(_may_be_told(trace, one, sampler) for one in drawn):
                     yield self._report(trace, drawn[0], sampler)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for passes of one training that a sampler shuffled by the same seed and epoch."""
+        for index, loader in enumerate(run.loaders):
+            trained = _trained_passes(run, index)
+            orders = {loader.orders[number] for number in trained}
+            if len(trained) < 2 or len(orders) > 1 or None in orders:  # noqa: PLR2004  # a repetition
+                continue
+            if set.intersection(*trained.values()):
+                ((seed, epoch),) = (order for order in orders if order)
+                yield self.observation(
+                    f"`{loader.sampler}` shuffled all {len(trained)} passes over"
+                    f" `{loader.dataset}` alike: by seed {seed} and epoch {epoch}",
+                    "tell it the epoch before each pass: `loader.sampler.set_epoch(epoch)`",
+                    loader.where,
+                )
+
     def _report(self, trace: Trace, found: LoaderPass, sampler: Call) -> Finding:
         name = _name_of(trace, sampler)
         loader = _name_of(trace, found.loader)
@@ -481,3 +502,19 @@ def _name_of(trace: Trace, call: Call) -> str:
 
 def _is_made_by(value: Value, call: Call) -> bool:
     return any(isinstance(option, Result) and option.call is call for option in options(value))
+
+
+def _trained_passes(run: Run, loader: int) -> dict[int, set[int]]:
+    """The passes over a loader in which optimizers stepped, and which did."""
+    from pytest_trainloop.runtime.record import Batch, EpochEnd, Step
+
+    passes: dict[int, set[int]] = {}
+    now: int | None = None
+    for event in run.events:
+        if isinstance(event, Batch) and event.loader == loader:
+            now = event.epoch
+        elif isinstance(event, EpochEnd) and event.loader == loader:
+            now = None
+        elif isinstance(event, Step) and now is not None:
+            passes.setdefault(now, set()).add(event.optimizer)
+    return passes

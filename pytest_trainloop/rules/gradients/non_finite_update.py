@@ -54,7 +54,10 @@ class NonFiniteUpdate(Rule):
 
 
 def _cause(run: Run, step: Step) -> str:
-    for backward in step.backwards:
+    if step.nonfinite == ():
+        # What was not finite was left out.
+        return ""
+    for backward in step.backwards if step.nonfinite else step.backwards[-1:]:
         if backward.loss is not None and not math.isfinite(backward.loss):
             return f"the loss is {backward.loss}"
     if step.nonfinite:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from pytest_trainloop.rules._naming import title
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.source.facts import (
     Branch,
@@ -24,6 +27,10 @@ from pytest_trainloop.source.facts import (
     origins,
 )
 
+if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Backward, Run
+
 _ASKS = frozenset({"isnan", "isfinite", "isinf", "is_nan", "has_nan", "is_finite"})
 #: Calls that leave no trace of the skip behind.
 _QUIET = frozenset({"empty_cache", "collect", "synchronize", "update", *_ASKS})
@@ -31,6 +38,10 @@ _TELLS = re.compile(
     r"print|log|info|debug|warn|error|add_|update|append|write|set_|record|meter|report|track",
     re.IGNORECASE,
 )
+
+
+#: Losses at the end of a run that show that it will not recover.
+_DEAD = 8
 
 
 class SilentNanSkip(Rule):
@@ -45,7 +56,8 @@ class SilentNanSkip(Rule):
     What torch does: nothing; `torch.autograd.set_detect_anomaly(True)` finds where it begins.
 
     Limits: a skip that is counted, logged or limited is a decision, and not reported; nor are
-    the steps that a gradient scaler skips.
+    the steps that a gradient scaler skips. In a run, only one that never recovers is reported:
+    its last eight losses and more are left out.
     """
 
     since = "0.1"
@@ -209,6 +221,28 @@ class SilentNanSkip(Rule):
                     if isinstance(branch, Branch) and _skips_silently(loop, event, branch):
                         yield self._report(event, branch)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for an end of a run in which no loss was finite, and no update was made."""
+        from pytest_trainloop.runtime.record import Backward, Step
+
+        steps = run.steps
+        left_out: list[Backward] = []
+        for event in reversed(run.events):
+            if isinstance(event, Step):
+                break
+            if isinstance(event, Backward):
+                left_out.insert(0, event)
+        if not steps or len(left_out) < _DEAD or not all(map(_is_broken, left_out)):
+            return
+        optimizer = run.optimizers[steps[-1].optimizer]
+        yield self.observation(
+            f"the last {len(left_out)} losses are not finite, and all of them are left out: the"
+            f" run went on for nothing after step {steps[-1].number} of {title(optimizer)}",
+            "let the loop stop, or at least count and report what it leaves out; look for the first"
+            " loss that is not finite",
+            left_out[0].where,
+        )
+
     def _report(self, event: Leave, branch: Branch) -> Finding:
         return self.finding(
             event.place,
@@ -216,6 +250,12 @@ class SilentNanSkip(Rule):
             "in the log: if every batch is passed over, the run still looks finished",
             "count the skipped batches, log them, and raise an error where there are too many",
         )
+
+
+def _is_broken(backward: Backward) -> bool:
+    """Whether a loss is not finite, and not just because it was scaled too much."""
+    loss = backward.loss
+    return loss is not None and (math.isnan(loss) or (math.isinf(loss) and backward.scale == 1.0))
 
 
 def _skips_silently(loop: TrainingLoop, event: Leave, branch: Branch) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.source.facts import (
@@ -34,6 +35,11 @@ from pytest_trainloop.source.facts import (
     trains_automatically,
 )
 
+if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
+    from pytest_trainloop.runtime.sightings import Seeding
+
 #: Functions that are seeded for a reason of their own: what they draw is to be compared.
 _APART = re.compile(r"eval|valid|test|sampl|infer|generat|predict|visual|plot|log|benchmark")
 _PUTS_BACK = re.compile(r"set_rng_state|setstate|set_state|restore\w*(?:rng|seed|state)|fork_rng")
@@ -54,7 +60,8 @@ class SeedInLoop(Rule):
     shares, also where it is called only for the generator that it returns.
 
     Limits: a seed that changes with the epoch is what the rule asks for. A seed inside an
-    evaluation, or one whose stream is put back afterwards, is not reported.
+    evaluation, or one whose stream is put back afterwards, is not reported. In a run,
+    only a seed of torch is seen, and only if the training draws from it.
     """
 
     since = "0.1"
@@ -266,6 +273,27 @@ class SeedInLoop(Rule):
             if trains_automatically(trace):
                 yield from self._in_training_step(trace)
 
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a seed that the same calls set again while the same optimizer goes on."""
+        from pytest_trainloop.runtime.sightings import Seeding, StateLoad
+
+        # Where weights are put back too, one training after another begins alike on purpose.
+        if run.frozen or run.all(StateLoad):
+            return
+        seedings: dict[tuple[object, int], list[Seeding]] = {}
+        for one in run.all(Seeding):
+            seedings.setdefault((one.calls, one.seed), []).append(one)
+        for (_, seed), repeated in seedings.items():
+            stepped = [index for one in repeated for index in _stepped_after(run, one)]
+            times = max(map(stepped.count, stepped), default=0)
+            if times > 1:
+                yield self.observation(
+                    f"the seed {seed} is set again while training goes on: {times} times, what is"
+                    " trained next draws the same random numbers",
+                    _ADVICE,
+                    repeated[-1].where,
+                )
+
     def _in_loop(self, training: TrainingLoop) -> Iterator[Finding]:
         around = [loop for loop in loops_of(training.context) if _trains_on(training, loop)]
         for call in training.trace.calls:
@@ -299,6 +327,23 @@ _ADVICE = (
     "seed once, before the training loop; where one draw must repeat, give it a generator of "
     "its own: `torch.Generator().manual_seed(seed)`"
 )
+
+
+def _stepped_after(run: Run, seeding: Seeding) -> set[int]:
+    """The optimizers that step with what is drawn from a seed, before it is set again."""
+    from pytest_trainloop.runtime.record import Step
+    from pytest_trainloop.runtime.sightings import Seeding
+
+    found: set[int] = set()
+    begun = False
+    for event in run.events:
+        if event is seeding:
+            begun = True
+        elif begun and isinstance(event, Seeding):
+            break
+        elif begun and isinstance(event, Step):
+            found.add(event.optimizer)
+    return found
 
 
 def _trains_on(training: TrainingLoop, loop: Loop) -> bool:

@@ -82,6 +82,9 @@ class _Backwards:
         losses = _as_list(args[0] if args else kwargs.get("tensors"))
         weights = _as_list(args[1] if len(args) > 1 else kwargs.get("grad_tensors"))
         where = observer.place()
+        if observer.seeded is not None:
+            seeding, observer.seeded = observer.seeded.before_backward(), None
+            observer.run.events += [seeding] if seeding else []
         looks = self.places.get(where, 0)
         if looks < _LOOKS:
             self.look_at_graph(losses, where, looks)

@@ -78,7 +78,16 @@ class _Batches:
             known.iterator = id(iterator)
             known.epoch += 1
             known.delivered = 0
+            self.pass_begins(known.index, _sampler(iterator))
         return known
+
+    def pass_begins(self, loader: int, sampler: Any) -> None:
+        from torch.utils.data import RandomSampler
+
+        self.observer.run.loaders[loader].orders.append(_order(sampler))
+        seeded = self.observer.seeded
+        if seeded is not None and isinstance(sampler, RandomSampler) and sampler.generator is None:
+            seeded.shuffled = True
 
     def built_anew(self, iterator: Any) -> _Known | None:
         """The loader that `iterator` goes on with, where each epoch makes its own.
@@ -97,8 +106,8 @@ class _Batches:
 
     def first_seen(self, iterator: Any) -> _Known:
         dataset, loaders = iterator._dataset, self.observer.run.loaders
-        loaders.append(_describe(iterator))
         place = self.observer.place()
+        loaders.append(_describe(iterator, place))
         self.known.append(_Known(len(loaders) - 1, _weakly(dataset), type(dataset), place))
         return self.known[-1]
 
@@ -111,8 +120,23 @@ def _weakly(dataset: Any) -> Callable[[], Any]:
         return lambda: dataset
 
 
-def _describe(iterator: Any) -> Loader:
-    sampler = getattr(iterator._index_sampler, "sampler", iterator._index_sampler)
+def _sampler(iterator: Any) -> Any:
+    return getattr(iterator._index_sampler, "sampler", iterator._index_sampler)
+
+
+def _order(sampler: Any) -> tuple[int, int] | None:
+    """What a `DistributedSampler` makes its order from, unless somebody wrote another one."""
+    from torch.utils.data import DistributedSampler
+
+    if not isinstance(sampler, DistributedSampler) or not sampler.shuffle:
+        return None
+    if type(sampler).__iter__ is not DistributedSampler.__iter__:
+        return None
+    return int(sampler.seed), int(sampler.epoch)
+
+
+def _describe(iterator: Any, place: str) -> Loader:
+    sampler = _sampler(iterator)
     try:
         batches: int | None = len(iterator)
     except (TypeError, NotImplementedError):
@@ -125,4 +149,5 @@ def _describe(iterator: Any) -> Loader:
         workers=iterator._num_workers,
         batches=batches,
         has_set_epoch=callable(getattr(sampler, "set_epoch", None)),
+        where=place,
     )

@@ -28,6 +28,8 @@ def install(observer: Observer) -> None:
                 index = None if known is None else known.index
                 kind = type(cleared).__name__
                 where = observer.place()
+                if observer.pending and by_optimizer and not observer.stepping:
+                    observer.left_out[id(cleared)] = len(observer.pending)
                 observer.run.events.append(Clearing(index, kind, by_optimizer, where))
             return result
 

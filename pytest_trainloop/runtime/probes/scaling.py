@@ -94,4 +94,5 @@ def _note_skipped(observer: Observer, optimizer: Any) -> None:
     observer.run.events.append(SkippedStep(known.index))
     # What was back-propagated for it is used up: the next step must not count it again.
     observer.pending.clear()
+    observer.left_out.clear()
     observer.stale.unmark(known)

@@ -92,7 +92,7 @@ class _Steps:
             # A closure made the gradients after the first look.
             self.look_closely(step, optimizer, opened.known)
         observer.stale.unmark(opened.known)
-        self.take_backwards(step, _evaluations(optimizer) - opened.evaluations)
+        self.take_backwards(step, optimizer, _evaluations(optimizer) - opened.evaluations)
         found_inf = getattr(optimizer, "found_inf", None)
         step.applied = not (found_inf is not None and bool(found_inf))
         opened.known.fact.steps = step.number
@@ -126,11 +126,14 @@ class _Steps:
         step.stale = self.observer.stale.used_by(known)
         _look_at_gradients(step, optimizer, known)
 
-    def take_backwards(self, step: Step, evaluations: int) -> None:
+    def take_backwards(self, step: Step, optimizer: Optimizer, evaluations: int) -> None:
         observer = self.observer
         if observer.pending:
-            observer.used = tuple(observer.pending)
+            # All of them, where it cleared all: an update without gradients is to be seen as one.
+            left_out = observer.left_out.get(id(optimizer), 0) if observer.left_out else 0
+            observer.used = tuple(observer.pending[left_out:] or observer.pending)
             observer.pending.clear()
+            observer.left_out.clear()
         step.backwards = observer.used
         if evaluations > 1:
             inside = sum(backward.inside_step_of is not None for backward in step.backwards)
