@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
-from pytest_trainloop.checks._evidence import describe
+from pytest_trainloop.checks._direction import pulls_up
+from pytest_trainloop.checks._evidence import describe, numbers
 from pytest_trainloop.checks._not_falling import Losses, refuse
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
@@ -64,7 +65,9 @@ class Overfits(Check):
             trained on losses of their own (`opt_d`).
 
     Limits: data that is no `DataLoader` (a list of batches, a tensor) is not frozen; the loss is
-    judged as it is. Passing is no proof of a correct loop: stale gradients or a layer outside
+    judged as it is, and with `maximize=True` upside down. A loss that is minus a criterion of
+    torch fails where nobody can mean it: not with several optimizers, places of `backward` or
+    terms of the loss. Passing is no proof of a correct loop: stale gradients or a layer outside
     of the optimizer still learn one batch by heart.
     """
 
@@ -131,6 +134,9 @@ class Overfits(Check):
         cause = nothing_ran(run)
         if cause is not None:
             raise PromiseBrokenError.by(cause)
+        cause = pulls_up(run)
+        if cause is not None:
+            raise PromiseBrokenError.by(cause, *numbers(run))
         series = self._series_to_judge(stop.series, run)
         for index, losses in series.items():
             seen = Losses(losses, run, index, self.fall, list(freeze.first.values()))
@@ -189,9 +195,16 @@ class _StopOnceFallen(StopAfter):
         self.series: dict[int, list[float]] = {}
         self._last_backward: object = None
 
+    def maximizes(self, step: Step) -> bool:
+        """Whether the optimizer of a step is to raise what is back-propagated."""
+        run = self.run
+        return run is not None and run.optimizers[step.optimizer].maximizes
+
     def after_step(self, optimizer: Optimizer, step: Step) -> None:
         __tracebackhide__ = True
         loss = step.loss
+        if loss is not None and self.maximizes(step):
+            loss = -loss
         # Optimizers that step on the same gradients have one loss between them.
         if loss is not None and step.backwards[-1] is not self._last_backward:
             self._last_backward = step.backwards[-1]

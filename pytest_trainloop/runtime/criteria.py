@@ -8,11 +8,11 @@ saved-tensor hook watches over them: asking would run the hook, or recompute a c
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pytest_trainloop.runtime.graph import node_name, saved_tensor, source_of
 from pytest_trainloop.runtime.sightings import Criterion, Values
 
 if TYPE_CHECKING:
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 #: Nodes looked at: criteria stand near the loss.
 _NEAR = 256
-_ENDING = re.compile(r"Backwards?\d*$")
-#: Operations that hand the values on: they reshape, pick or convert.
-_SAME_VALUES = frozenset(
-    (
-        *("View", "UnsafeView", "ReshapeAlias", "Alias", "Clone", "ToCopy", "Expand"),
-        *("Squeeze", "Unsqueeze", "Transpose", "T", "Permute", "Slice", "Select", "Index"),
-    )
-)
 #: Operations that tell what the values are.
 _FEEDERS = {
     "Softmax": "softmax",
@@ -85,17 +77,19 @@ def _nodes(losses: list[Tensor]) -> Iterator[Any]:
 
 
 def _criterion(node: Any) -> Iterator[Criterion]:
-    name = _name(node)
+    name = node_name(node)
     if name in _LIKELIHOODS:
-        source = _source(node, 0)
-        if _name(source) == "LogSoftmax":
+        source = source_of(node, 0)
+        if node_name(source) == "LogSoftmax":
             yield Criterion("cross_entropy", _feeder(source))
         else:
-            yield Criterion("nll_loss", _feeder(node), values=_values(_saved(node, "self"), 1))
+            yield Criterion(
+                "nll_loss", _feeder(node), values=_values(saved_tensor(node, "self"), 1)
+            )
     elif name == "Neg" and (logarithm := _weighted_logarithm(node)) is not None:
         yield Criterion("cross_entropy", _feeder(logarithm))
     elif name == "BinaryCrossEntropyWithLogits":
-        values = _values(_saved(node, "self"), None)
+        values = _values(saved_tensor(node, "self"), None)
         yield Criterion("binary_cross_entropy_with_logits", _feeder(node), values=values)
     elif name in _COMPARISONS:
         if (shapes := _expanded(node)) is not None:
@@ -104,53 +98,18 @@ def _criterion(node: Any) -> Iterator[Criterion]:
         yield compared
 
 
-def _name(node: Any) -> str:
-    return "" if node is None else _ENDING.sub("", node.name())
-
-
-def _source(node: Any, position: int) -> Any:
-    """What computed an input of `node`, seen through what only hands values on."""
-    functions = node.next_functions
-    source = functions[position][0] if position < len(functions) else None
-    while source is not None and _name(source) in _SAME_VALUES:
-        source = source.next_functions[0][0]
-    return source
-
-
 def _feeder(node: Any) -> str:
-    return _FEEDERS.get(_name(_source(node, 0)), "")
+    return _FEEDERS.get(node_name(source_of(node, 0)), "")
 
 
 def _weighted_logarithm(node: Any) -> Any:
     """The `log_softmax` in a cross entropy with probabilities as targets: -(p * log q).sum()."""
-    product = _source(_source(node, 0), 0) if _name(_source(node, 0)) == "Sum" else None
-    if _name(product) != "Mul":
+    product = source_of(source_of(node, 0), 0) if node_name(source_of(node, 0)) == "Sum" else None
+    if node_name(product) != "Mul":
         return None
-    factors = [_source(product, position) for position in (0, 1)]
-    logarithms = [factor for factor in factors if _name(factor) == "LogSoftmax"]
+    factors = [source_of(product, position) for position in (0, 1)]
+    logarithms = [factor for factor in factors if node_name(factor) == "LogSoftmax"]
     return logarithms[0] if len(logarithms) == 1 and None in factors else None
-
-
-def _saved(node: Any, what: str) -> Tensor | None:
-    """A tensor that `node` saved, if it can be looked at without anybody noticing."""
-    raw = getattr(node, f"_raw_saved_{what}", None)
-    if getattr(raw, "unpack_hook", raw) is not None:
-        # It is hooked, or this version of torch does not tell.
-        return None
-    try:
-        tensor: Tensor = getattr(node, f"_saved_{what}").detach()
-    except RuntimeError:
-        # Freed by an earlier backward, or changed in place since.
-        return None
-    plain = type(tensor).__name__ == "Tensor" and tensor.is_floating_point()
-    return tensor if plain and not tensor.is_meta and not _is_captured(tensor) else None
-
-
-def _is_captured(tensor: Tensor) -> bool:
-    """Whether a CUDA graph is being captured, in which no value can be read."""
-    import torch
-
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _values(tensor: Tensor | None, rows: int | None) -> Values | None:
@@ -200,14 +159,14 @@ def _expanded(node: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     expansion, attached_target = sides
     if (
         expansion is None
-        or _name(expansion) != "Expand"
+        or node_name(expansion) != "Expand"
         or _is_lifted(expansion.next_functions[0][0])
     ):
         return None
     if attached_target is not None:
         # All pairs of what is learnt.
         return None
-    prediction, target = _saved(node, "self"), _saved(node, "target")
+    prediction, target = saved_tensor(node, "self"), saved_tensor(node, "target")
     if prediction is None or target is None or not _is_square(tuple(target.shape)):
         return None
     along = [one.stride().index(0) if 0 in one.stride() else None for one in (prediction, target)]
@@ -223,17 +182,17 @@ def _expanded(node: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 def _by_hand(node: Any) -> Criterion | None:
     """A mean or sum of squared or absolute differences of all predictions and all targets."""
     outer = node.next_functions[0][0]
-    difference: Any = outer.next_functions[0][0] if _name(outer) in ("Pow", "Abs") else None
-    if _name(difference) != "Sub" or getattr(outer, "_saved_exponent", 2) != 2:  # noqa: PLR2004
+    difference: Any = outer.next_functions[0][0] if node_name(outer) in ("Pow", "Abs") else None
+    if node_name(difference) != "Sub" or getattr(outer, "_saved_exponent", 2) != 2:  # noqa: PLR2004
         return None
     # One side is the prediction; the other one, without a graph, is the target.
     sides = [(function, which) for function, which in difference.next_functions if function]
-    values = _saved(outer, "self")
+    values = saved_tensor(outer, "self")
     if len(sides) != 1 or values is None or not _is_square(tuple(values.shape)):
         return None
     side, which = sides[0]
     kind = "difference"
-    if _name(side) == "Expand":
+    if node_name(side) == "Expand":
         kind = "l1_loss"
         side, which = side.next_functions[0]
     metadata = getattr(side, "_input_metadata", ())
@@ -257,7 +216,7 @@ def _is_square(shape: tuple[int, ...]) -> bool:
 
 def _is_lifted(node: Any) -> bool:
     """Whether somebody gave a tensor another dimension: they want it to broadcast."""
-    return _name(node) in ("Unsqueeze", "Expand")
+    return node_name(node) in ("Unsqueeze", "Expand")
 
 
 def _spread(values: Tensor, along: int) -> float:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from pytest_trainloop.runtime.observe import Observer
-    from pytest_trainloop.runtime.record import Step
+    from pytest_trainloop.runtime.record import Run, Step
 
 
 class Stopped(BaseException):
@@ -38,6 +38,11 @@ class StopAfter(Listener):
     def begin(self, observer: Observer) -> None:
         """Remember whose run it is."""
         self._observer = observer
+
+    @property
+    def run(self) -> Run | None:
+        """The record of the run; None before it begins."""
+        return None if self._observer is None else self._observer.run
 
     def after_step(self, optimizer: Optimizer, step: Step) -> None:
         """Raise `Stopped` once there were enough."""

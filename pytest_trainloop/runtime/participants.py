@@ -93,6 +93,7 @@ class Participants:
             kind=type(optimizer).__name__,
             built=self.built.where(optimizer),
             groups=(),
+            maximizes=any(group.get("maximize") is True for group in optimizer.param_groups),
         )
         self.run.optimizers.append(fact)
         index = len(self.run.optimizers) - 1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, SupportsFloat, TypeVar
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
-    from pytest_trainloop.runtime.sightings import Criterion
+    from pytest_trainloop.runtime.sightings import Criterion, Pull
 
 #: Steps of an optimizer that are looked at closely: each of the first, then one in so many.
 CLOSE_STEPS = 64
@@ -187,6 +187,8 @@ class Optimizer:
     #: Its parameters, group by group, as indices into `Run.parameters`.
     groups: tuple[tuple[int, ...], ...]
     steps: int = 0
+    #: Whether it is to raise what is back-propagated (`maximize=True`).
+    maximizes: bool = False
     #: Whether it keeps a state (momentum, moments) that a new optimizer begins without.
     stateful: bool = False
     #: The optimizer whose place it took, as an index: built at the same place by the same
@@ -282,6 +284,8 @@ class Run:
     mode_modules: list[ModeModule] = field(default_factory=list)
     #: The criteria that losses were computed by.
     criteria: list[Criterion] = field(default_factory=list)
+    #: Which way each loss pulled at its criterion, of the first looks at each place.
+    pulls: list[Pull] = field(default_factory=list)
     #: Uses of `torch.autograd.grad` outside of `backward`: a sign of updates by hand.
     gradient_calls: int = 0
     #: Whether data and chance were frozen, so that every batch is the same.

@@ -16,6 +16,18 @@ class Values:
     rows_sum_to_one: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """At which criterion a back-propagated loss pulled, and which way, when it was looked at."""
+
+    #: Where the user's code called backward, as `path:line`.
+    where: str
+    #: What the criterion is called in `torch.nn.functional`; empty where that is not plain.
+    kind: str
+    #: Whether the loss is minus the criterion.
+    negated: bool
+
+
 @dataclass(slots=True)
 class Criterion:
     """A criterion of torch that stood in the graph of a back-propagated loss.

@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
 from pytest_trainloop.runtime.criteria import note_criteria
+from pytest_trainloop.runtime.direction import pull_of
 from pytest_trainloop.runtime.models import reached_leaves
 from pytest_trainloop.runtime.observe import looks_closely
 from pytest_trainloop.runtime.probes.scaling import scale_of
@@ -110,6 +111,7 @@ class _Backwards:
         if not looks:
             people.saw_leaves([leaf for loss in losses for leaf in reached_leaves(loss)])
         note_criteria(run.criteria, losses, where, people.models)
+        run.pulls.append(pull_of(losses, where))
 
     def discard(self, event: Backward) -> None:
         if event in self.observer.pending:
