@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError
-from pytest_trainloop.rules._naming import counted, listed
+from pytest_trainloop.rules._naming import counted, joined, listed
 from pytest_trainloop.runtime.calls import relative_difference
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 #: pytest leaves our frames out of a traceback of the user's code.
 __tracebackhide__ = True
 
-#: Modules named of a longer list.
-_SHOWN = 3
 _WITHOUT = "put the evaluation under `torch.no_grad()` or `torch.inference_mode()`"
 
 
@@ -58,7 +56,7 @@ def refuse_train_mode(evaluation: Evaluation) -> None:
         if call.changed:
             evidence.append(f"each call changes {listed(call.changed)}")
         raise PromiseBrokenError(
-            f"`{call.model}` is evaluated in train mode, on which {_modules(call.in_train_mode)}"
+            f"`{call.model}` is evaluated in train mode, on which {joined(call.in_train_mode)}"
             f" depend{'s' if len(call.in_train_mode) == 1 else ''}",
             *evidence,
             advice=f"call `{call.model}.eval()` before the evaluation and `{call.model}.train()`"
@@ -82,9 +80,7 @@ def refuse_changes(evaluation: Evaluation, *, modes: bool, rng: bool) -> None:
 def _changed_by_a_call(call: ModelCall) -> PromiseBrokenError:
     if call.in_train_mode:
         verb = "is" if len(call.in_train_mode) == 1 else "are"
-        advice = (
-            f"{_modules(call.in_train_mode)} {verb} in train mode: put all of it into eval mode"
-        )
+        advice = f"{joined(call.in_train_mode)} {verb} in train mode: put all of it into eval mode"
     else:
         advice = "write to buffers only where `self.training` is true"
     return PromiseBrokenError(
@@ -188,7 +184,7 @@ def _drawn(call: ModelCall, difference: float) -> Exception:
     if not call.training and call.in_train_mode:
         return CannotJudgeError(
             f"`{call.model}` draws by design: it is in eval mode, with"
-            f" {_modules(call.in_train_mode)} in train mode",
+            f" {joined(call.in_train_mode)} in train mode",
             advice="@evaluates(repeats=False) judges the rest",
         )
     return PromiseBrokenError(
@@ -236,10 +232,3 @@ def refuse_mixing(probe: ProbeCompanions) -> str:
         " or norm over dimension 0, and for a recurrent layer without `batch_first`; a model that"
         " compares samples takes @evaluates(independent=False)",
     )
-
-
-def _modules(names: tuple[str, ...]) -> str:
-    """A few modules, as in "`1` (BatchNorm1d) and `2` (Dropout)"."""
-    if len(names) > _SHOWN:
-        return f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ def call_of(optimizer: Optimizer, method: str) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """A few names in backquotes, and how many more there are."""
-    quoted = [f"`{name}`" for name in names]
-    if len(quoted) > _SHOWN:
-        return f"{', '.join(quoted[:_SHOWN])} and {len(quoted) - _SHOWN} more"
-    return " and ".join(filter(None, (", ".join(quoted[:-1]), *quoted[-1:])))
+    return joined([f"`{name}`" for name in names])
+
+
+def joined(texts: Sequence[str]) -> str:
+    """A few texts as one, and how many more there are."""
+    if len(texts) > _SHOWN:
+        return f"{', '.join(texts[:_SHOWN])} and {len(texts) - _SHOWN} more"
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
 def counted(number: int, thing: str) -> str:

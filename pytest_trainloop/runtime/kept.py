@@ -14,7 +14,7 @@ from pytest_trainloop.runtime.calls import same_values
 from pytest_trainloop.runtime.fingerprint import digest_of, rng_digests
 from pytest_trainloop.runtime.models import live_models
 from pytest_trainloop.runtime.observe import Listener
-from pytest_trainloop.runtime.place import belongs_to_user, readable
+from pytest_trainloop.runtime.place import belongs_to_user, frame_beyond, readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +143,7 @@ class KeepState(Listener):
                 return original(module, mode)
             self._switching = True
             try:
-                frame = _caller(module, sys._getframe(1))
+                frame = frame_beyond(module, sys._getframe(1))
                 if not any(module in root.modules() for root in self._modes):
                     self._modes[module] = _modes(module)
                 result = original(module, mode)
@@ -165,13 +165,6 @@ class KeepState(Listener):
         path = frame.f_code.co_filename
         where = readable((path, frame.f_lineno))
         self._switches.append(_Switch(weakref.ref(module), where, belongs_to_user(path)))
-
-
-def _caller(module: Module, frame: FrameType | None) -> FrameType | None:
-    """Who wants another mode: the frame beyond `eval`, and a `train` of the module's own."""
-    while frame is not None and frame.f_locals.get("self") is module:
-        frame = frame.f_back
-    return frame
 
 
 def _tensors(root: Module) -> Iterator[_Tensor]:

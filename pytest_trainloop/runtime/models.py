@@ -54,6 +54,14 @@ class LiveModel:
             return []
         return [(_plain_name(root, name), module) for name, module in root.named_modules()]
 
+    def pretrained(self) -> set[int]:
+        """Modules of it, by identity, that `from_pretrained` gave, if most of that is trained."""
+        found: set[int] = set()
+        for _, module in self.modules():
+            if id(module) not in found and _is_pretrained(module):
+                found.update(map(id, module.modules()))
+        return found
+
     def hidden(self) -> list[tuple[Tensor, str]]:
         """Parameters of modules that it keeps in lists and dicts where torch does not look.
 
@@ -72,6 +80,20 @@ class LiveModel:
             for one in held
             for tensor in one.parameters()
         ]
+
+
+def _is_pretrained(module: Module) -> bool:
+    """Whether a module is a whole model of transformers or diffusers that was loaded to be trained.
+
+    `from_pretrained` leaves in its configuration where it came from.
+    """
+    homes = {kind.__module__.partition(".")[0] for kind in type(module).__mro__}
+    if homes.isdisjoint(("transformers", "diffusers")):
+        return False
+    config = getattr(module, "config", None)
+    source = getattr(config, "_name_or_path", None) or getattr(module, "_name_or_path", None)
+    trained = [parameter.requires_grad for parameter in module.parameters()]
+    return bool(source) and 2 * sum(trained) > len(trained)
 
 
 def live_models() -> list[LiveModel]:

@@ -5,7 +5,8 @@ which replaces functions through `observer.patches` and writes events to `observ
 found by walking the folder; nothing is registered. Whoever wants to act on a run (stop it,
 freeze its data, take fingerprints) is a `Listener`.
 
-Watching never draws a random number, never keeps a graph alive and never hooks a forward.
+Watching never draws a random number, never keeps a graph alive and never hooks the forward of a
+step in train mode.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from typing_extensions import Self
 
+    from pytest_trainloop.runtime.probes.evaluations import Evaluations
     from pytest_trainloop.runtime.probes.seeds import Seeded
     from pytest_trainloop.runtime.record import Backward
 
@@ -81,6 +83,8 @@ class Observer:
         self.scaled: list[tuple[Any, int]] = []
         #: A seed that was set since the last backward.
         self.seeded: Seeded | None = None
+        #: What the evaluations of the run need to know of its backward calls.
+        self.evaluations: Evaluations | None = None
         self._places: dict[tuple[str, int], str] = {}
 
     def __enter__(self) -> Self:

@@ -17,6 +17,7 @@ from pytest_trainloop.runtime import record
 from pytest_trainloop.runtime.built import BuiltOptimizers
 from pytest_trainloop.runtime.models import LiveModel, live_models
 from pytest_trainloop.runtime.place import name_of
+from pytest_trainloop.runtime.sightings import ModeModule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,8 +197,18 @@ class Participants:
                 known.name, known.module, known.model = owned.name, owned.module, model
 
     def _watch_modes(self, model: LiveModel) -> None:
+        root = self.models.index(model)
+        pretrained = model.pretrained()
         for name, module in model.mode_modules():
-            self.run.mode_modules.append(record.ModeModule(name, type(module).__name__))
+            self.run.mode_modules.append(
+                ModeModule(
+                    name or model.name,
+                    type(module).__name__,
+                    model.name,
+                    root,
+                    pretrained=id(module) in pretrained,
+                )
+            )
             self.modes.append(weakref.ref(module))
 
     def _known(self, tensor: Tensor) -> KnownParameter:
@@ -257,6 +268,7 @@ class Participants:
             hidden_in=self._holder(known.tensor),
             late=self._is_late(known),
             claimed=not known.optimizers and self.built.claims(known.tensor),
+            root=self.models.index(known.model) if known.model in self.models else None,
         )
 
 

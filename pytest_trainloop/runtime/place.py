@@ -46,10 +46,22 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def frame_beyond(thing: object, frame: FrameType | None) -> FrameType | None:
+    """The frame that called into the methods of `thing` that `frame` and its callers may be."""
+    while frame is not None and frame.f_locals.get("self") is thing:
+        frame = frame.f_back
+    return frame
+
+
 def user_frames() -> list[FrameType]:
     """The frames of the user's own code on the stack, innermost first."""
     frames = _outwards(sys._getframe(1))
     return [frame for frame in frames if closeness(frame.f_code.co_filename) == _USER]
+
+
+def functions_on_stack() -> tuple[str, ...]:
+    """The names of the functions that are running, innermost first."""
+    return tuple(frame.f_code.co_name for frame in _outwards(sys._getframe(1)))
 
 
 def user_place() -> tuple[str, int]:

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, SupportsFloat, TypeVar
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
-    from pytest_trainloop.runtime.sightings import Criterion, Pull
+    from pytest_trainloop.runtime.sightings import (
+        Criterion,
+        Evaluation,
+        ModeModule,
+        ModeSwitch,
+        Pull,
+    )
 
 #: Steps of an optimizer that are looked at closely: each of the first, then one in so many.
 CLOSE_STEPS = 64
@@ -230,6 +236,8 @@ class Parameter:
     late: bool = False
     #: Whether an optimizer that was built in the run, but never stepped, has it.
     claimed: bool = False
+    #: The number of its model among those that are trained, as in `ModeModule`; None as above.
+    root: int | None = None
 
     @property
     def size(self) -> int:
@@ -238,16 +246,6 @@ class Parameter:
         for length in self.shape:
             size *= length
         return size
-
-
-@dataclass(slots=True)
-class ModeModule:
-    """A module of a trained model that computes something else in eval mode."""
-
-    #: Its name in the model, as in `Parameter.name`.
-    name: str
-    #: Its class (`Dropout`, `BatchNorm1d`).
-    kind: str
 
 
 @dataclass(slots=True)
@@ -282,6 +280,10 @@ class Run:
     loaders: list[Loader] = field(default_factory=list)
     #: The modules of the trained models that depend on train/eval mode.
     mode_modules: list[ModeModule] = field(default_factory=list)
+    #: Each time that somebody called `eval()`, or ended it by `train()`.
+    mode_switches: list[ModeSwitch] = field(default_factory=list)
+    #: The first evaluations of trained models.
+    evaluations: list[Evaluation] = field(default_factory=list)
     #: The criteria that losses were computed by.
     criteria: list[Criterion] = field(default_factory=list)
     #: Which way each loss pulled at its criterion, of the first looks at each place.

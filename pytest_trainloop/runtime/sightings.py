@@ -81,3 +81,65 @@ class StateLoad:
     #: What the user's code calls the model and the state dict; only if it was so taken.
     model: str = ""
     kept_in: str = ""
+
+
+@dataclass(slots=True)
+class ModeModule:
+    """A module of a trained model that computes something else in eval mode."""
+
+    #: Its name in the model, as in `Parameter.name`.
+    name: str
+    #: Its class (`Dropout`, `BatchNorm1d`).
+    kind: str
+    #: Its model's name, and the number of that among the trained ones.
+    model: str
+    root: int
+    #: Whether it is part of what `from_pretrained` of transformers or diffusers gave, most of
+    #: which is trained.
+    pretrained: bool = False
+
+
+@dataclass(slots=True)
+class ModeSwitch:
+    """`eval()` of a module, or `train()` of one that was in eval mode."""
+
+    train: bool
+    #: Where in the user's code, as `path:line`, and whether they called it themselves.
+    where: str
+    by_user: bool
+    #: Backward calls before it, and its place among all switches and evaluations.
+    backwards: int
+    moment: int
+    #: The modules that it reached, as indices into `Run.mode_modules`, and whether these are
+    #: all of a trained model.
+    reached: tuple[int, ...] = ()
+    whole: bool = False
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """A trained model was called without being trained.
+
+    After `eval()`, or on a batch that was asked for without gradients; the first of each.
+    """
+
+    #: Whose batch it was, as an index into `Run.loaders`; None for what followed `eval()`.
+    loader: int | None
+    #: Where the user's code asked for the batch or called `eval()`, as `path:line`.
+    where: str
+    #: The functions that were running then, innermost first.
+    within: tuple[str, ...]
+    #: Backward calls before it, and its place among all switches and evaluations.
+    backwards: int
+    moment: int
+    #: Whether `train()` was called on a module since the latest backward call.
+    asked_for_train: bool
+    #: Modules that were called without gradients, as indices into `Run.mode_modules`.
+    in_train_mode: tuple[int, ...] = ()
+    in_eval_mode: tuple[int, ...] = ()
+    #: Running statistics that were written to, by a model in eval mode and without gradients.
+    updated: tuple[str, ...] = ()
+    #: The model that was called in eval mode with gradients, and how many of its outputs were
+    #: gone, graph and all, before anything was back-propagated.
+    model: str = ""
+    unused_graphs: int = 0

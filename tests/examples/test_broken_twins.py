@@ -95,7 +95,11 @@ def test_left_in_eval_mode_batch_norm_stands_still_and_learning_is_slower() -> N
         (optimizer_not_checkpointed, "resumes: optimizer state not the same at step 3: "),
         (
             train_mode_not_restored,
-            "assert not ['features.1', 'features.4', 'features.7', 'dropout']",
+            (
+                "train-mode-not-restored: `model` stays in eval mode after an evaluation, and is"
+                " trained on: `features.1` (BatchNorm2d), `features.4` (BatchNorm2d), `features.7`"
+                " (BatchNorm2d) and 1 more"
+            ),
         ),
     ],
     ids=["missing-zero-grad", "kept-loss-graph", "optimizer", "train-mode"],

@@ -45,6 +45,7 @@ def patched_places() -> list[Any]:
         torch.nn.Module.state_dict,
         torch.nn.Module.load_state_dict,
         torch.nn.Module.zero_grad,
+        torch.nn.Module.train,
         torch.nn.utils.clip_grad._clip_grads_with_norm_,
         optimizer.Optimizer.zero_grad,
         torch.optim.lr_scheduler.LRScheduler._update_lr,

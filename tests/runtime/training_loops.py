@@ -61,6 +61,32 @@ def plain() -> Result:
     return losses, weights(model)
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module) -> float:
+    """Evaluates on data of its own, and puts the mode back."""
+    was_training = model.training
+    model.eval()
+    held_out = DataLoader(data(8), batch_size=4)
+    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in held_out)
+    model.train(was_training)
+    return right / 8
+
+
+@style
+def with_evaluations() -> Result:
+    model, losses = network(), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(3):
+        for x, y in batches():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        accuracy(model)
+    return losses, weights(model)
+
+
 @style
 def with_workers() -> Result:
     model, losses = network(), []
@@ -327,13 +353,22 @@ def accelerate() -> Result:
 
 @style
 def ignite() -> Result:
-    from ignite.engine import Engine, Events, create_supervised_trainer
+    from ignite.engine import (
+        Engine,
+        Events,
+        create_supervised_evaluator,
+        create_supervised_trainer,
+    )
 
     model, losses = network(), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     trainer: Engine = create_supervised_trainer(model, optimizer, F.cross_entropy)
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output)
+    )
+    evaluator: Engine = create_supervised_evaluator(model)
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda _: evaluator.run(DataLoader(data(8), batch_size=4))
     )
     trainer.run(batches(), max_epochs=3)
     return losses, weights(model)
@@ -362,6 +397,10 @@ def _lightning(automatic: bool) -> Result:
                 optimizer.step()
             return loss
 
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            x, y = batch
+            self.log("loss", F.cross_entropy(self.network(x), y))
+
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
@@ -376,7 +415,7 @@ def _lightning(automatic: bool) -> Result:
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-        ).fit(module, batches())
+        ).fit(module, batches(), DataLoader(data(8), batch_size=4))
     return module.losses, weights(module)
 
 
@@ -403,7 +442,8 @@ def hugging_face_trainer() -> Result:
         def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
             logits = self.network(x)
             loss = F.cross_entropy(logits, labels)
-            self.losses.append(loss.item())
+            if self.training:
+                self.losses.append(loss.item())
             return {"loss": loss, "logits": logits}
 
     model = Model()
@@ -419,8 +459,10 @@ def hugging_face_trainer() -> Result:
             disable_tqdm=True,
             use_cpu=True,
             logging_strategy="no",
+            eval_strategy="epoch",
         )
-        Trainer(model=model, args=arguments, train_dataset=_Examples(examples)).train()
+        train, held_out = _Examples(examples), _Examples(examples[:8])
+        Trainer(model=model, args=arguments, train_dataset=train, eval_dataset=held_out).train()
     return model.losses, weights(model)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
+from pytest_trainloop.rules.evaluation._modes_in_runs import model, modules, trained_loaders
 from pytest_trainloop.source.facts import (
     Call,
     FileFacts,
@@ -28,6 +30,9 @@ from pytest_trainloop.source.facts import (
     switch_of,
     trained_forwards,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 _EVALUATING = re.compile(
     r"(?:^|[_./])(?:val|valid|validat\w*|eval\w*|test(?!_?case)|dev|predict\w*|infer\w*)(?:$|[_./\d(])"
@@ -314,6 +319,29 @@ class MissingEvalMode(Rule):
                 if history and not _may_be_switched(trace, call):
                     reported.append(call.callee)
                     yield self._report(call, _told_at(call, trained), history)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a trained model in train mode on data that nobody trains on.
+
+        Data that are asked for without gradients. Silent where the data are also evaluated in
+        eval mode (the statistics were adapted to them), and where `train()` was just called.
+        """
+        trained = trained_loaders(run)
+        for loader in {one.loader for one in run.evaluations} - trained - {None}:
+            looks = [one for one in run.evaluations if one.loader == loader]
+            if any(one.in_eval_mode or one.asked_for_train for one in looks):
+                continue
+            for look in looks:
+                if not look.in_train_mode or any(map(_ON_PURPOSE.search, look.within)):
+                    continue
+                name = model(run, look.in_train_mode)
+                yield self.observation(
+                    f"`{name}` is evaluated in train mode: {modules(run, look.in_train_mode)}",
+                    f"call `{name}.eval()` before the evaluation and `{name}.train()` after it",
+                    look.where,
+                    ("its data are asked for without gradients, and never trained on",),
+                )
+                break
 
     def _report(self, call: Call, told_at: Call, history: str) -> Finding:
         name = call.name or "the model"

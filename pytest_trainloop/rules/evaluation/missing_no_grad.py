@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import counted
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.source.facts import (
     Branch,
     Call,
@@ -29,6 +31,10 @@ from pytest_trainloop.source.facts import (
     same,
     stepped_optimizer,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
+    from pytest_trainloop.runtime.sightings import Evaluation
 
 #: Words of code that evaluates and still needs gradients.
 _NEEDS_GRADIENTS = re.compile(
@@ -301,6 +307,25 @@ class MissingNoGrad(Rule):
                     if not any(region == known for known in reported):
                         reported.append(region)
                         yield self._report(call)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for outputs in eval mode that were dropped, graph and all, one after the other."""
+        between: dict[tuple[int, str], list[Evaluation]] = {}
+        for look in run.evaluations:
+            if look.unused_graphs:
+                between.setdefault((look.backwards, look.model), []).append(look)
+        for (_, name), looks in between.items():
+            unused = sum(look.unused_graphs for look in looks)
+            # One alone may be a target that is detached.
+            if unused < 2:  # noqa: PLR2004  # as said
+                continue
+            yield self.observation(
+                f"`{name}` is evaluated with gradients: {counted(unused, 'graph')} built and"
+                " dropped without a backward",
+                "put the evaluation under `torch.no_grad()` or `torch.inference_mode()`",
+                looks[0].where,
+            )
+            return
 
     def _report(self, call: Call) -> Finding:
         function = _function_of(call.context)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._naming import counted
+from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
+from pytest_trainloop.rules.evaluation._modes_in_runs import model, modules, trained_steps
 from pytest_trainloop.source.facts import (
     Call,
     FileFacts,
@@ -19,6 +22,9 @@ from pytest_trainloop.source.facts import (
     options,
     trained_forwards,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.runtime.record import Run
 
 #: Libraries whose `from_pretrained` gives a model in eval mode.
 _EVAL_LIBRARIES = ("transformers.", "diffusers.")
@@ -171,6 +177,35 @@ class PretrainedLeftInEval(Rule):
                 if made is not None and not _may_be_switched(training.trace, forward):
                     yield self._report(forward, made, training)
                     break
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for what `from_pretrained` gave and every step found in eval mode.
+
+        Silent where the loop itself called `eval()` before the first step: it meant it.
+        """
+        steps = list(trained_steps(run))
+        for root in dict.fromkeys(step.root for step in steps):
+            own = [step for step in steps if step.root == root]
+            pretrained = tuple(
+                i for i, one in enumerate(run.mode_modules) if one.pretrained and one.root == root
+            )
+            on_purpose = any(
+                switch.by_user
+                and switch.backwards < own[0].backward
+                and not set(pretrained).isdisjoint(switch.reached)
+                for switch in run.mode_switches
+            )
+            # One step shows little.
+            if not pretrained or on_purpose or len(own) < 2:  # noqa: PLR2004  # as said
+                continue
+            if all(step.in_eval_mode.issuperset(pretrained) for step in own):
+                name = model(run, pretrained)
+                yield self.observation(
+                    f"`{name}` is fine-tuned in eval mode, as `from_pretrained` gave it:"
+                    f" {modules(run, pretrained)} did nothing in {counted(len(own), 'step')}",
+                    f"call `{name}.train()` before the training loop",
+                    own[0].step.where,
+                )
 
     def _report(self, forward: Call, made: Call, training: TrainingLoop) -> Finding:
         name = forward.name

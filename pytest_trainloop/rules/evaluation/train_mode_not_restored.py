@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._naming import counted
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
+from pytest_trainloop.rules.evaluation._modes_in_runs import left_by, model, modules, trained_steps
 from pytest_trainloop.source.facts import (
     Call,
     FileFacts,
@@ -18,6 +21,10 @@ from pytest_trainloop.source.facts import (
     switch_of,
     trained_forwards,
 )
+
+if TYPE_CHECKING:
+    from pytest_trainloop.rules.evaluation._modes_in_runs import TrainedStep
+    from pytest_trainloop.runtime.record import Run
 
 
 class TrainModeNotRestored(Rule):
@@ -303,6 +310,31 @@ class TrainModeNotRestored(Rule):
                 found = _left_in_eval(training, forward)
                 if found is not None:
                     yield self._report(*found, forward)
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for a step in eval mode after an evaluation, where the one before was in train mode.
+
+        Nobody touched the mode after the evaluation: where somebody did, they meant it.
+        """
+        before: dict[int, TrainedStep] = {}
+        steps = list(trained_steps(run))
+        for number, now in enumerate(steps):
+            last = before.get(now.root)
+            before[now.root] = now
+            fell = now.in_eval_mode - last.in_eval_mode if last is not None else frozenset()
+            switch = left_by(run, fell, last.backward, now.backward) if fell and last else None
+            if switch is None:
+                continue
+            names = tuple(sorted(fell))
+            left = sum(fell <= one.in_eval_mode for one in steps[number:])
+            yield self.observation(
+                f"`{model(run, names)}` stays in eval mode after an evaluation, and is trained on:"
+                f" {modules(run, names)}",
+                f"switch back after the evaluation: `{model(run, names)}.train()`",
+                switch.where,
+                (f"{counted(left, 'step')} in eval mode, the first at {now.step.where}",),
+            )
+            return
 
     def _report(self, switch: Call, loop: Loop, forward: Call) -> Finding:
         name = switch.receiver_text

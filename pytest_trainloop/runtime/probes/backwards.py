@@ -89,6 +89,9 @@ class _Backwards:
         looks = self.places.get(where, 0)
         if looks < _LOOKS:
             self.look_at_graph(losses, where, looks)
+        if observer.evaluations is not None:
+            observer.evaluations.before_backward()
+            observer.evaluations.backwards = self.count
         scale = scale_of(losses[0]) if observer.scalers and losses else 1.0
         inside = observer.people.optimizer(observer.stepping[0]) if observer.stepping else None
         event = Backward(
