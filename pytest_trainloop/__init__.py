@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks.evaluates import evaluates as evaluates
+    from pytest_trainloop.checks.frees import frees as frees
     from pytest_trainloop.checks.overfits import overfits as overfits
     from pytest_trainloop.checks.repeats import repeats as repeats
     from pytest_trainloop.checks.resumes import resumes as resumes

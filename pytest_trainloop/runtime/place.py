@@ -6,6 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
+from inspect import CO_OPTIMIZED
 from types import FrameType, ModuleType, TracebackType
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -112,7 +113,7 @@ def name_of(thing: object) -> str | None:
     `self` (as `self.opt`), then of other local objects. None where nothing is found.
     """
     for frame in user_frames():
-        variables = dict(frame.f_locals)
+        variables = _variables(frame)
         for name, value in variables.items():
             if value is thing:
                 return name
@@ -121,6 +122,23 @@ def name_of(thing: object) -> str | None:
                 if held is thing:
                     return f"{name}.{attribute}"
     return None
+
+
+def global_name_of(thing: object) -> str | None:
+    """The global variable of the user's running code that holds `thing`."""
+    for frame in user_frames():
+        for name, value in frame.f_globals.items():
+            if value is thing:
+                return name
+    return None
+
+
+def _variables(frame: FrameType) -> dict[str, object]:
+    variables = dict(frame.f_locals)
+    if sys.version_info < (3, 13) and frame.f_code.co_flags & CO_OPTIMIZED:
+        # A function's frame keeps what it was asked for, and would keep a loss alive by it.
+        frame.f_locals.clear()
+    return variables
 
 
 def _attributes(thing: object) -> list[tuple[str, object]]:
