@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,8 @@ def _moved(own: list[Parameter]) -> str:
     still = [one.name for one in own if one.moved is False]
     if not moved:
         return f"none of {counted(len(own), 'parameter')} moved"
-    changes = [one.relative_change for one in moved if one.relative_change is not None]
+    known = (one.relative_change for one in moved)
+    changes = [change for change in known if change is not None and math.isfinite(change)]
     far = f", by up to {max(changes) * 100:.3g} % of their norm" if changes else ""
     rest = f"; not {listed(still)}" if still else ""
     return f"{len(moved)} of {counted(len(own), 'parameter')} moved{far}{rest}"

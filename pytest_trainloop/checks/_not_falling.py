@@ -11,22 +11,30 @@ from pytest_trainloop.checks._cause import Answer, asked, nothing_learns
 from pytest_trainloop.checks._evidence import describe, numbers
 from pytest_trainloop.checks._labels import do_labels_follow
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, SymptomError
-from pytest_trainloop.rules._naming import counted, title
+from pytest_trainloop.rules._naming import counted, listed, title
 from pytest_trainloop.runtime.trend import FEWEST, Trend, target, trend_of
 
 if TYPE_CHECKING:
+    from pytest_trainloop.runtime.non_finite import Origin
     from pytest_trainloop.runtime.record import Run
 
 #: pytest leaves our frames out of a traceback of the user's code.
 __tracebackhide__ = True
 #: Fewer steps than this may fall, but that they do not fall is no one's fault yet.
 _FEWEST_TO_BLAME = 10
-#: What a learning rate that may be too high is multiplied with, until the loss falls.
-_LOWER = (0.1, 1e-3)
+#: What a learning rate that may be too high, or too low, is multiplied with until the loss falls.
+_LOWER, _HIGHER = (0.1, 1e-3), (10.0, 1e3)
 _GOOD = (Trend.REACHED, Trend.FALLING)
 
-#: The losses of another run with the learning rates multiplied by a factor; none if it failed.
-TryRate = Callable[[float], list[float]]
+
+@dataclass(frozen=True)
+class Experiments:
+    """Other runs of the same body, for what one run does not show."""
+
+    #: The losses with the learning rates multiplied by a factor; none if the body failed.
+    try_rate: Callable[[float], list[float]]
+    #: Where nan or infinity comes from in the first so many steps.
+    seek_non_finite: Callable[[int], Origin | None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Losses:
         return "one frozen batch" if self.batches else "the data the test gave it"
 
 
-def refuse(seen: Losses, try_rate: TryRate) -> None:
+def refuse(seen: Losses, experiments: Experiments) -> None:
     """Do nothing for losses that fall.
 
     Raises:
@@ -78,7 +86,7 @@ def refuse(seen: Losses, try_rate: TryRate) -> None:
             " batches",
         )
     symptom = _symptom(seen, trend, evidence)
-    symptom.explain = lambda: _explain(seen, trend, try_rate)
+    symptom.explain = lambda: _explain(seen, trend, experiments)
     raise symptom
 
 
@@ -147,41 +155,85 @@ def _answer_of_labels(seen: Losses) -> Answer | None:
     return next((a for batch in seen.batches if (a := do_labels_follow(batch))), None)
 
 
-def _explain(seen: Losses, trend: Trend, try_rate: TryRate) -> PromiseBrokenError | None:
+def _explain(seen: Losses, trend: Trend, experiments: Experiments) -> PromiseBrokenError | None:
     """The cause of a symptom that no rule explains, or None."""
     evidence = numbers(seen.run, seen.index, seen.losses)
     answer = _answer_of_labels(seen)
     if trend in (Trend.SETTLED, Trend.FLAT) and answer is not None and answer.cause is not None:
         said = [str(one) for one in asked(seen.run)]
         return PromiseBrokenError.by(answer.cause, *evidence, *said, str(answer))
+    if trend is Trend.SETTLED:
+        return None
     # A first loss that is not finite has nothing to do with any rate.
-    if trend is Trend.SETTLED or not math.isfinite(seen.losses[0]):
-        return None
-    return _too_high_rate(seen, try_rate, evidence)
+    if math.isfinite(seen.losses[0]):
+        factors = (*_LOWER, *_HIGHER) if trend is Trend.FLAT else _LOWER
+        blamed = _wrong_rate(seen, experiments, factors, evidence)
+        if blamed is not None:
+            return blamed
+    return _origin(seen, experiments, evidence) if trend is Trend.NOT_FINITE else None
 
 
-def _too_high_rate(
-    seen: Losses, try_rate: TryRate, evidence: list[str]
+def _wrong_rate(
+    seen: Losses, experiments: Experiments, factors: tuple[float, ...], evidence: list[str]
 ) -> PromiseBrokenError | None:
-    """Blame the learning rate if the same run learns with a lower one, and else does not."""
+    """Blame the learning rate if the same run learns with another one, and else does not."""
     steps = seen.run.steps_of(seen.index)
-    if not steps or not any(steps[0].learning_rates):
-        return None
-    highest = max(rate for step in steps for rate in step.learning_rates)
-    tried = {factor: try_rate(factor) for factor in _LOWER}
-    good = {f: losses for f, losses in tried.items() if trend_of(losses, seen.fall) in _GOOD}
+    highest = max((rate for step in steps for rate in step.learning_rates), default=0.0)
+    good: dict[float, list[float]] = {}
+    for factor in factors if highest > 0 else ():
+        losses = experiments.try_rate(factor)
+        if trend_of(losses, seen.fall) in _GOOD:
+            good[factor] = losses
+            # Rather a rate with which the loss never rose than one with which it came back.
+            if max(losses) <= losses[0]:
+                break
     if not good:
         return None
-    # Rather one with which the loss never rose than one with which it came back.
     factor = next((f for f, losses in good.items() if max(losses) <= losses[0]), max(good))
-    lower, optimizer = highest * factor, seen.run.optimizers[seen.index]
+    other, optimizer = highest * factor, seen.run.optimizers[seen.index]
+    wrong, verb = ("too high", "lower") if factor < 1 else ("too low", "raise")
     return PromiseBrokenError(
-        f"the learning rate {highest:.3g} of {title(optimizer)} is too high: the loss"
-        f" {_verb(seen)}, with {lower:.3g} it falls",
+        f"the learning rate {highest:.3g} of {title(optimizer)} is {wrong}: the loss"
+        f" {_verb(seen)}, with {other:.3g} it falls",
         *evidence,
-        f"with {lower:.3g}: {describe(good[factor])}",
-        advice=f"lower the learning rate towards {lower:.3g}",
+        f"with {other:.3g}: {describe(good[factor])}",
+        advice=f"{verb} the learning rate towards {other:.3g}",
         where=optimizer.built,
+    )
+
+
+def _origin(
+    seen: Losses, experiments: Experiments, evidence: list[str]
+) -> PromiseBrokenError | None:
+    """Name the operation that first made nan or infinity, or the gradient that was the first."""
+    bad = _first_bad(seen.losses)
+    begin = f"the loss is {seen.losses[bad]} at step {bad + 1}"
+    origin = experiments.seek_non_finite(bad + 1)
+    if origin is not None and origin.given:
+        early = [step for step in seen.run.steps_of(seen.index)[: bad + 1] if step.nonfinite]
+        if early and bad and early[0].number <= bad:
+            names = listed(seen.run.names(early[0].nonfinite or ()))
+            return PromiseBrokenError(
+                f"{begin}: the gradient of {names} is not finite at step {early[0].number},"
+                " although the loss is",
+                *evidence,
+                advice="look for a root, norm or division whose derivative is not finite at 0;"
+                " `torch.autograd.set_detect_anomaly(True)` names the operation",
+                where=early[0].backwards[-1].where if early[0].backwards else early[0].where,
+                rule="non-finite-update",
+            )
+    if origin is None:
+        return None
+    made = f"is given {origin.what}" if origin.given else f"makes {origin.what} of {origin.of}"
+    return PromiseBrokenError(
+        f"{begin}: `{origin.operation}` {made} at {origin.where}",
+        *evidence,
+        advice="look at what the data holds, before the model sees it"
+        if origin.given
+        else "keep its input where it is defined: add a small number, clamp, or take the version"
+        " that is stable (`log_softmax`, `logsumexp`, `..._with_logits`)",
+        where=origin.where,
+        rule="non-finite-update",
     )
 
 

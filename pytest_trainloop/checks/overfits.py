@@ -10,17 +10,21 @@ from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._direction import pulls_up
 from pytest_trainloop.checks._evidence import describe, numbers
-from pytest_trainloop.checks._not_falling import Losses, refuse
+from pytest_trainloop.checks._not_falling import Experiments, Losses, refuse
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
 from pytest_trainloop.rules._naming import title
 from pytest_trainloop.runtime.drive import FreezeBatch, FreezeChance, ScaleRate, StopAfter
+from pytest_trainloop.runtime.non_finite import FindNonFinite
 from pytest_trainloop.runtime.trend import FEWEST, Trend, has_reached, trend_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch.optim import Optimizer
 
     from pytest_trainloop.checks._body import Body
+    from pytest_trainloop.runtime.non_finite import Origin
     from pytest_trainloop.runtime.record import Run, Step
 
 #: pytest leaves our frames out of a traceback of the user's code.
@@ -140,7 +144,7 @@ class Overfits(Check):
         series = self._series_to_judge(stop.series, run)
         for index, losses in series.items():
             seen = Losses(losses, run, index, self.fall, list(freeze.first.values()))
-            refuse(seen, partial(self._try_rate, body, index))
+            refuse(seen, Experiments(partial(self._try_rate, body, index), _seek(body)))
         index, losses = max(series.items(), key=lambda pair: len(pair[1]))
         return Verdict(
             f"loss {losses[0]:.4g} → {losses[-1]:.4g} in {len(losses)} steps",
@@ -184,6 +188,17 @@ class Overfits(Check):
                 f' judge: @overfits(optimizer="{names[next(iter(series))]}")',
             )
         return series
+
+
+def _seek(body: Body) -> Callable[[int], Origin | None]:
+    """Another run, up to a step, to find out where nan or infinity comes from."""
+
+    def seek(steps: int) -> Origin | None:
+        finder = FindNonFinite()
+        body.try_again(FreezeBatch(), FreezeChance(), finder, StopAfter(steps))
+        return finder.origin
+
+    return seek
 
 
 class _StopOnceFallen(StopAfter):

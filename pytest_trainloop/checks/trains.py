@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
@@ -286,10 +287,14 @@ def _not_learning(run: Run, learning: list[Parameter]) -> Cause | None:
             last,
             "detached-loss",
         )
-    nonfinite = sorted({index for step in run.steps for index in step.nonfinite or ()})
-    if nonfinite:
+    first = next((step for step in run.steps if step.nonfinite), None)
+    if first is not None:
+        names, loss = listed(run.names(first.nonfinite or ())), first.loss
+        finite = loss is None or math.isfinite(loss)
+        begin = "" if finite else f"the loss is {loss} at step {first.number}: "
         return Cause(
-            f"gradients that are not finite reached {listed(run.names(tuple(nonfinite)))}",
+            f"{begin}gradients that are not finite reached {names}"
+            + (f" at step {first.number}" if finite else ""),
             "`torch.autograd.set_detect_anomaly(True)` names the operation",
             last,
             "non-finite-update",

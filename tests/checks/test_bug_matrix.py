@@ -61,11 +61,7 @@ BUGS: dict[str, tuple[str, str, str]] = {
     "optimizer of a copy": (SOUND, "(model.p", "(copy.deepcopy(model).p"),
     "learning rate 0": (SOUND, "lr=0.01", "lr=0.0"),
     "wrong sign": (SOUND, "loss.backward()", "(-loss).backward()"),
-    "nan": (
-        SOUND,
-        "F.cross_entropy(model(x), y)",
-        "F.nll_loss((model(x).softmax(1) - 1).log(), y)",
-    ),
+    "nan": (REGRESSION, "squeeze(1)", "squeeze(1).sqrt()"),
     "frozen": (
         SOUND,
         "optimizer = torch.optim.AdamW(model.p",
@@ -128,10 +124,11 @@ FIRST_LINES: dict[str, dict[str, str | None]] = {
         "trainloop": None,
     },
     "nan": {
-        "overfits": "overfits: the loss is nan at step 1",
+        "overfits": (
+            "overfits: the loss is nan at step 1: `sqrt` makes nan of finite values at train.py:33"
+        ),
         "trains": (
-            f"non-finite-update: the loss is nan at step 1, and {OPTIMIZER} updated 4 parameters"
-            " with it"
+            f"trains: the loss is nan at step 1: gradients that are not finite reached {NAMES}"
         ),
         "trainloop": (
             f"non-finite-update: the loss is nan at step 1, and {OPTIMIZER} updated 4 parameters"
