@@ -7,6 +7,7 @@ before it is evidence. The last question is asked where the batches are known, i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,6 +43,49 @@ def nothing_learns(run: Run) -> Cause | None:
         cause = _first_cause(list(_interview(run, optimizer)))
         if cause is not None:
             return cause
+    return None
+
+
+def not_learning(run: Run, learning: list[Parameter]) -> Cause | None:
+    """What keeps one of the parameters that are to learn from it; None if nothing does."""
+    outside = [one.name for one in learning if not one.optimizers]
+    if outside:
+        return Cause(
+            f"no optimizer holds {listed(outside)}",
+            "build the optimizer over `model.parameters()`, after the last layer was made;"
+            " or freeze them with `requires_grad_(False)`",
+            run.optimizers[0].built,
+            "parameters-not-in-optimizer",
+        )
+    last = run.backwards[-1].where
+    without = [one.name for one in learning if not one.had_gradient]
+    if without:
+        return Cause(
+            f"no gradient ever reached {listed(without)}",
+            "look for a `detach()`, a `no_grad()` or a conversion between these layers and"
+            " the loss; or name what takes no part: @trains(unused=(...))",
+            last,
+            "detached-loss",
+        )
+    first = next((step for step in run.steps if step.nonfinite), None)
+    if first is not None:
+        names, loss = listed(run.names(first.nonfinite or ())), first.loss
+        finite = loss is None or math.isfinite(loss)
+        begin = "" if finite else f"the loss is {loss} at step {first.number}: "
+        return Cause(
+            f"{begin}gradients that are not finite reached {names}"
+            + (f" at step {first.number}" if finite else ""),
+            "`torch.autograd.set_detect_anomaly(True)` names the operation",
+            last,
+            "non-finite-update",
+        )
+    still = [one.name for one in learning if one.moved is False]
+    if still:
+        return Cause(
+            f"these parameters got gradients and did not move: {listed(still)}",
+            "look at their group's learning rate, and at gradients that are all zero",
+            run.optimizers[0].built,
+        )
     return None
 
 

@@ -12,7 +12,7 @@ from pytest_trainloop.checks._evidence import describe, numbers
 from pytest_trainloop.checks._labels import do_labels_follow
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, SymptomError
 from pytest_trainloop.rules._naming import counted, listed, title
-from pytest_trainloop.runtime.trend import FEWEST, Trend, target, trend_of
+from pytest_trainloop.runtime.trend import FEWEST, LEAST_FALL, Trend, target, trend_of
 
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.non_finite import Origin
@@ -182,7 +182,7 @@ def _wrong_rate(
     good: dict[float, list[float]] = {}
     for factor in factors if highest > 0 else ():
         losses = experiments.try_rate(factor)
-        if trend_of(losses, seen.fall) in _GOOD:
+        if trend_of(losses, seen.fall) in _GOOD and _is_lower(losses, seen.losses):
             good[factor] = losses
             # Rather a rate with which the loss never rose than one with which it came back.
             if max(losses) <= losses[0]:
@@ -200,6 +200,11 @@ def _wrong_rate(
         advice=f"{verb} the learning rate towards {other:.3g}",
         where=optimizer.built,
     )
+
+
+def _is_lower(losses: list[float], than: list[float]) -> bool:
+    """Whether losses ended lower than others: both may have come down to the same floor."""
+    return not losses[-1] >= than[-1] - LEAST_FALL * abs(losses[0])
 
 
 def _origin(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
+from pytest_trainloop.checks._cause import not_learning, nothing_learns, nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._evidence import numbers
 from pytest_trainloop.checks._options import OptionError
@@ -17,7 +16,7 @@ from pytest_trainloop.runtime.drive import StopAfter
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks._body import Body
-    from pytest_trainloop.runtime.record import Parameter, Run
+    from pytest_trainloop.runtime.record import Parameter
 
 #: pytest leaves our frames out of a traceback of the user's code.
 __tracebackhide__ = True
@@ -225,7 +224,7 @@ class Trains(Check):
             )
         frozen = [one for one in parameters if not one.trainable]
         learning = [one for one in parameters if one.trainable and not self._is_unused(one)]
-        cause = self._frozen_wrongly(frozen) or _not_learning(run, learning)
+        cause = self._frozen_wrongly(frozen) or not_learning(run, learning)
         if cause is not None:
             raise PromiseBrokenError.by(cause, *numbers(run))
         values = sum(one.size for one in learning)
@@ -264,49 +263,6 @@ class Trains(Check):
             " built; or name it: @trains(frozen=(...))",
             rule="frozen-parameters",
         )
-
-
-def _not_learning(run: Run, learning: list[Parameter]) -> Cause | None:
-    """What keeps a trainable parameter from learning: no optimizer, gradient or movement."""
-    outside = [one.name for one in learning if not one.optimizers]
-    if outside:
-        return Cause(
-            f"no optimizer holds {listed(outside)}",
-            "build the optimizer over `model.parameters()`, after the last layer was made;"
-            " or freeze them with `requires_grad_(False)`",
-            run.optimizers[0].built,
-            "parameters-not-in-optimizer",
-        )
-    last = run.backwards[-1].where
-    without = [one.name for one in learning if not one.had_gradient]
-    if without:
-        return Cause(
-            f"no gradient ever reached {listed(without)}",
-            "look for a `detach()`, a `no_grad()` or a conversion between these layers and"
-            " the loss; or name what takes no part: @trains(unused=(...))",
-            last,
-            "detached-loss",
-        )
-    first = next((step for step in run.steps if step.nonfinite), None)
-    if first is not None:
-        names, loss = listed(run.names(first.nonfinite or ())), first.loss
-        finite = loss is None or math.isfinite(loss)
-        begin = "" if finite else f"the loss is {loss} at step {first.number}: "
-        return Cause(
-            f"{begin}gradients that are not finite reached {names}"
-            + (f" at step {first.number}" if finite else ""),
-            "`torch.autograd.set_detect_anomaly(True)` names the operation",
-            last,
-            "non-finite-update",
-        )
-    still = [one.name for one in learning if one.moved is False]
-    if still:
-        return Cause(
-            f"these parameters got gradients and did not move: {listed(still)}",
-            "look at their group's learning rate, and at gradients that are all zero",
-            run.optimizers[0].built,
-        )
-    return None
 
 
 trains = Marker(Trains)

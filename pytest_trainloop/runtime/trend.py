@@ -14,7 +14,7 @@ _POINTS = 60
 #: Kendall's tau below which the series falls: three pairs in four go down.
 _FALLING_TAU = -0.5
 #: A fall by less than this part of the first loss is no fall.
-_LEAST_FALL = 1e-3
+LEAST_FALL = 1e-3
 #: Where the last third brings less than this part of the whole fall, the loss has settled.
 _SETTLED = 0.01
 _FEWEST_IN_THIRD = 10
@@ -65,7 +65,7 @@ def trend_of(losses: Sequence[float], share: float) -> Trend:
     part = max(1, len(losses) // 5)
     start, end = median(losses[:part]), median(losses[-part:])
     tau = kendall_tau(losses)
-    least = _LEAST_FALL * max(abs(loss) for loss in losses)
+    least = LEAST_FALL * max(abs(loss) for loss in losses)
     if tau <= _FALLING_TAU and start - end > least:
         return Trend.SETTLED if _has_settled(losses, start) else Trend.FALLING
     if tau >= -_FALLING_TAU and end - start > least:
@@ -74,12 +74,12 @@ def trend_of(losses: Sequence[float], share: float) -> Trend:
 
 
 def kendall_tau(losses: Sequence[float]) -> float:
-    """Rising pairs minus falling pairs, over all pairs: -1 for a series that only falls."""
+    """Rising pairs minus falling pairs, over those that differ: -1 for one that never rises."""
     if len(losses) > _POINTS:
         spacing = (len(losses) - 1) / (_POINTS - 1)
         losses = [losses[round(i * spacing)] for i in range(_POINTS)]
     pairs = [(a, b) for i, a in enumerate(losses) for b in losses[i + 1 :]]
-    return sum((b > a) - (b < a) for a, b in pairs) / len(pairs)
+    return sum((b > a) - (b < a) for a, b in pairs) / max(1, sum(a != b for a, b in pairs))
 
 
 def _has_settled(losses: Sequence[float], start: float) -> bool:
