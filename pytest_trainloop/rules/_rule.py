@@ -147,6 +147,11 @@ class Observation:
     evidence: tuple[str, ...] = ()
 
 
+def is_code(text: str, offset: int) -> bool:
+    """Whether a place is neither in a comment's line nor in a session that a docstring shows."""
+    return not _NO_CODE.match(text, text.rfind("\n", 0, offset) + 1)
+
+
 class IncompleteRuleError(TypeError):
     """A rule class lacks something that a rule must have."""
 
@@ -209,7 +214,7 @@ class Rule:
         for word in cls.triggers[0].split("|"):
             at = text.find(word)
             while at >= 0:
-                if not _NO_CODE.match(text, text.rfind("\n", 0, at) + 1):
+                if is_code(text, at):
                     yield at
                 line_end = text.find("\n", at)
                 at = text.find(word, line_end) if line_end >= 0 else -1

@@ -33,7 +33,7 @@ from pytest_trainloop.source.values import (
 )
 
 if TYPE_CHECKING:
-    from pytest_trainloop.source.definitions import FunctionFacts
+    from pytest_trainloop.source.definitions import FunctionFacts, SourceFile
     from pytest_trainloop.source.reader import Reader
 
 #: How many functions a call may mean for each of them to be followed.
@@ -174,7 +174,20 @@ def _is_far_away(reader: Reader, definition: FunctionFacts) -> bool:
     home = reader.trace.file
     if definition.file is home:
         return False
+    if any(_is_left_to_itself(function, home) for function in reader.stack):
+        return True
     return sum(function.file is not home for function in reader.stack) >= MOST_FOREIGN_CALLS
+
+
+def _is_left_to_itself(function: FunctionFacts, home: SourceFile) -> bool:
+    """Whether it is a constructor of a module, or of another file.
+
+    What a constructor keeps is looked up when somebody asks for it.
+    """
+    owner = function.owner
+    if function.name != "__init__" or owner is None:
+        return False
+    return function.file is not home or owner.is_module
 
 
 def _is_nested_module(reader: Reader, definition: FunctionFacts) -> bool:

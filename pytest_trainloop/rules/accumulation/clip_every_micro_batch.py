@@ -51,7 +51,7 @@ class ClipEveryMicroBatch(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "clip_grad|sched")
+    triggers = (".backward(|manual_backward(", "step", "clip_grad|sched")
     sources = (
         "https://github.com/huggingface/transformers/issues/1563",
         "https://github.com/Deci-AI/super-gradients/issues/653",

@@ -58,7 +58,7 @@ class DroppedAccumulationTail(Rule):
     since = "0.1"
     default = False
     precise_in_runs = True
-    triggers = ("backward", "step", "%", "enumerate")
+    triggers = (".backward(|manual_backward(", "step", "%", "enumerate")
     sources = (
         "https://github.com/meta-pytorch/torchtune/pull/2745",
         "https://github.com/timoschick/pet/issues/36",

@@ -58,7 +58,7 @@ class UnscaledAccumulation(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "%|accum|micro")
+    triggers = (".backward(|manual_backward(", "step", "%|accum|micro")
     sources = (
         "https://github.com/karpathy/nanoGPT/issues/206",
         "https://github.com/karpathy/nanoGPT/pull/207",

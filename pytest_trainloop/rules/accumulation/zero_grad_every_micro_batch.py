@@ -40,7 +40,7 @@ class ZeroGradEveryMicroBatch(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "zero_grad")
+    triggers = (".backward(|manual_backward(", "step", "zero_grad")
     sources = (
         "https://github.com/bytetriper/RAE/issues/67",
         "https://github.com/bytetriper/RAE/pull/78",

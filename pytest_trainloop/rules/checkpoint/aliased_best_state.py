@@ -56,7 +56,7 @@ class AliasedBestState(Rule):
     """
 
     since = "0.1"
-    triggers = ("state_dict|best", "backward", "step")
+    triggers = ("state_dict|best", ".backward(|manual_backward(", "step")
     sources = (
         "https://pytorch.org/tutorials/beginner/saving_loading_models.html",
         "https://github.com/pytorch/tutorials/issues/188",

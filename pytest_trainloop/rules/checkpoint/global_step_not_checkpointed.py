@@ -36,7 +36,7 @@ class GlobalStepNotCheckpointed(Rule):
     """
 
     since = "0.1"
-    triggers = ("load_state_dict", "backward", "+=")
+    triggers = ("load_state_dict", ".backward(|manual_backward(", "+=")
     sources = (
         "https://github.com/microsoft/DeepSpeed/issues/120",
         "https://github.com/Lightning-AI/pytorch-lightning/issues/2952",

@@ -39,7 +39,12 @@ class OptimizerNotCheckpointed(Rule):
     """
 
     since = "0.1"
-    triggers = ("load_state_dict|resum|save|backward", "load_state_dict|resum", "backward", "step")
+    triggers = (
+        "load_state_dict|resum|save|.backward(|manual_backward(",
+        "load_state_dict|resum",
+        ".backward(|manual_backward(",
+        "step",
+    )
     sources = (
         "https://pytorch.org/tutorials/beginner/saving_loading_models.html",
         "https://github.com/NVlabs/stylegan2-ada-pytorch/issues/108",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
@@ -23,6 +24,9 @@ from pytest_trainloop.source.facts import (
     start_of,
 )
 
+#: `range` with a start that is given.
+_COUNTING = re.compile(r"\bt?range\(\s*(?!0\s*,)(?:[^(),]|\([^()]*\))+,")
+
 
 class ResumeEpochOffByOne(Rule):
     """Training resumes with an epoch that it has already done, or leaves one out.
@@ -41,7 +45,7 @@ class ResumeEpochOffByOne(Rule):
     """
 
     since = "0.1"
-    triggers = ("load", "save", "range")
+    triggers = ("range(", "load", "save")
     sources = (
         "https://github.com/catalyst-team/catalyst/pull/764",
         "https://github.com/KaiyangZhou/deep-person-reid/issues/64",
@@ -248,6 +252,11 @@ class ResumeEpochOffByOne(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where a `for` begins to count at something other than 0."""
+        return (match.start() for match in _COUNTING.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Compare what is saved of an epoch's number with what the epochs start from."""

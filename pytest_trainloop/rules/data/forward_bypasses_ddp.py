@@ -47,7 +47,7 @@ class ForwardBypassesDdp(Rule):
     """
 
     since = "0.1"
-    triggers = ("DistributedDataParallel|DDP", "backward")
+    triggers = ("DistributedDataParallel|DDP", ".backward(|manual_backward(")
     sources = (
         "https://pytorch.org/docs/stable/notes/ddp.html#internal-design",
         "https://github.com/jingyaogong/minimind/issues/853",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
@@ -25,6 +26,7 @@ from pytest_trainloop.source.facts import (
 _PERMUTATIONS = frozenset(
     {"torch.randperm", "numpy.random.permutation", "random.sample", "torch.multinomial"}
 )
+_SHUFFLED = re.compile(r"\b(?<!def )(?:randperm|permutation|shuffle|sample|multinomial)\(")
 #: How far back a prediction is traced: through the model to its input.
 _FAR = 80
 
@@ -154,6 +156,11 @@ class MisalignedLabels(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where an order is drawn, or something is shuffled."""
+        return (match.start() for match in _SHUFFLED.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look where two things are put side by side: how did each get its order?"""

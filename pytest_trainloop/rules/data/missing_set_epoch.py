@@ -50,7 +50,7 @@ class MissingSetEpoch(Rule):
     """
 
     since = "0.1"
-    triggers = ("epoch|backward", "DistributedSampler|distributed", "oader")
+    triggers = ("epoch|.backward(|manual_backward(", "DistributedSampler|distributed", "oader")
     sources = (
         "https://pytorch.org/docs/stable/data.html#torch.utils.data.distributed.DistributedSampler",
         "https://github.com/lucidrains/DALLE-pytorch/issues/230",

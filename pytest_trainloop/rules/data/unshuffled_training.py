@@ -50,7 +50,7 @@ class UnshuffledTraining(Rule):
 
     since = "0.1"
     default = False
-    triggers = ("backward", "DataLoader")
+    triggers = (".backward(|manual_backward(", "DataLoader")
     sources = (
         "https://pytorch.org/docs/stable/data.html#data-loading-order-and-sampler",
         "https://github.com/ultralytics/yolov5/issues/5622",

@@ -44,7 +44,7 @@ _ON_PURPOSE = re.compile(
 )
 
 #: What a file with a model's training, or with a script around a model, is never without.
-_MAKING = ("backward", "DataLoader", "load_state_dict", "__main__")
+_MAKING = (".backward(", "DataLoader", ".load_state_dict(", "__main__")
 #: A decorator of a function that evaluates nothing.
 _NO_EVALUATION = re.compile(r"\w+(?:\(\))?\s+def _?(?:init|reset|generate|sample|update)\w*")
 

@@ -67,7 +67,7 @@ class MissingNoGrad(Rule):
     """
 
     since = "0.1"
-    triggers = (".eval(|.train(False|backward",)
+    triggers = (".eval(|.train(False|.backward(|manual_backward(",)
     sources = (
         "https://pytorch.org/docs/stable/notes/autograd.html#locally-disabling-gradient-computation",
         "https://github.com/hszhao/semseg/issues/60",

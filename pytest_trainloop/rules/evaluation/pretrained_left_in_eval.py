@@ -43,7 +43,7 @@ class PretrainedLeftInEval(Rule):
     """
 
     since = "0.1"
-    triggers = ("from_pretrained", "backward", "step")
+    triggers = ("from_pretrained", ".backward(|manual_backward(", "step")
     sources = (
         "https://huggingface.co/docs/transformers/main_classes/model",
         "https://github.com/autogluon/autogluon/pull/4965",

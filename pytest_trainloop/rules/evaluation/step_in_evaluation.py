@@ -55,7 +55,7 @@ class StepInEvaluation(Rule):
     """
 
     since = "0.1"
-    triggers = ("eval", "backward", "step")
+    triggers = ("eval", ".backward(|manual_backward(", "step")
     sources = (
         "https://github.com/SKrisanski/FSCT/issues/12",
         "https://github.com/NifTK/NiftyNet/issues/28",

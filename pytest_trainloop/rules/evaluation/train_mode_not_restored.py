@@ -41,7 +41,7 @@ class TrainModeNotRestored(Rule):
     """
 
     since = "0.1"
-    triggers = ("eval", "backward", "step")
+    triggers = ("eval", ".backward(|manual_backward(", "step")
     sources = (
         "https://pytorch.org/docs/stable/notes/autograd.html#evaluation-mode-nn-module-eval",
         "https://github.com/wkentaro/pytorch-fcn/pull/56",

@@ -45,7 +45,7 @@ class DetachedGenerator(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "detach|.data", "parameters()")
+    triggers = (".backward(|manual_backward(", "step", "detach|.data", "parameters()")
     sources = (
         "https://github.com/nikhilsinghmus/image2reverb/issues/37",
         "https://github.com/tamarott/SinGAN/pull/117",

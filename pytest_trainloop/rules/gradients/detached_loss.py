@@ -55,7 +55,7 @@ class DetachedLoss(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "requires_grad|torch.tensor|Tensor(")
+    triggers = (".backward(|manual_backward(", "requires_grad|torch.tensor|Tensor(")
     sources = (
         "https://github.com/bermanmaxim/LovaszSoftmax/issues/28",
         "https://github.com/qianjinhao/circle-loss/issues/4",

@@ -56,10 +56,6 @@ _TRIED = re.compile(
 _IN_PLACE = re.compile(r"\.?\w+_\(")
 #: How a line ends that is not the end of its statement.
 _GOES_ON = frozenset("([{,\\+-*/=&|")
-#: What makes use of a value that follows on the line.
-_TAKES = re.compile(
-    r"=|^(?:return|yield|if|elif|while|for|assert|with|def|raise|await|print|[#@\"'(\[{.])\b|\[$"
-)
 
 
 class DiscardedResult(Rule):
@@ -213,7 +209,7 @@ class DiscardedResult(Rule):
         for at in super().seek(text):
             start = text.rfind("\n", 0, at) + 1
             before = text[start:at].lstrip()
-            if not before or _TAKES.search(before) or before.count("(") != before.count(")"):
+            if not _NAME.match(before):
                 continue
             if _IN_PLACE.match(text, at):
                 continue

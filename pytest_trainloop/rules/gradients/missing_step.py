@@ -48,7 +48,7 @@ class MissingStep(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "zero_grad", "torch")
+    triggers = (".backward(|manual_backward(", "zero_grad", "torch")
     sources = (
         "https://pytorch.org/docs/stable/optim.html#taking-an-optimization-step",
         "https://pytorch.org/docs/stable/generated/torch.optim.Optimizer.step.html",

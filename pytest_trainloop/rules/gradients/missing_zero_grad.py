@@ -53,7 +53,7 @@ class MissingZeroGrad(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step")
+    triggers = (".backward(|manual_backward(", "step")
     sources = (
         "https://pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html",
         "https://github.com/wenet-e2e/wekws/pull/73",

@@ -61,7 +61,11 @@ class SilentNanSkip(Rule):
     """
 
     since = "0.1"
-    triggers = ("isnan|isfinite|isinf|is_nan|has_nan|is_finite", "backward", "continue")
+    triggers = (
+        "isnan|isfinite|isinf|is_nan|has_nan|is_finite",
+        ".backward(|manual_backward(",
+        "continue",
+    )
     sources = (
         "https://pytorch.org/docs/stable/autograd.html#anomaly-detection",
         "https://github.com/karpathy/nanoGPT/pull/227",

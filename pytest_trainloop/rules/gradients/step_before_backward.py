@@ -41,7 +41,7 @@ class StepBeforeBackward(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "zero_grad")
+    triggers = (".backward(|manual_backward(", "step", "zero_grad")
     sources = ("https://pytorch.org/docs/stable/optim.html#taking-an-optimization-step",)
     examples = (
         Bad(

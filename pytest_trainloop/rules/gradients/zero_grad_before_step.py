@@ -45,7 +45,7 @@ class ZeroGradBeforeStep(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "zero_grad")
+    triggers = (".backward(|manual_backward(", "step", "zero_grad")
     sources = (
         "https://github.com/sacmehta/EdgeNets/issues/14",
         "https://github.com/karpathy/llm.c/pull/548",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
-from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule, is_code
 from pytest_trainloop.source.facts import (
     Attribute,
     Call,
@@ -34,6 +35,13 @@ _COPYING = frozenset(
 )
 
 
+#: A tokenizer that is told to pad.
+_PADDING = re.compile(
+    r"tok\w*(?:\.\w+)*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*?\bpadding\s*=", re.IGNORECASE
+)
+_LABELLED = re.compile(r"\blabels\s*=(?!=)")
+
+
 class PaddingInLoss(Rule):
     """The padding of a batch counts as something to learn.
 
@@ -52,7 +60,7 @@ class PaddingInLoss(Rule):
     """
 
     since = "0.1"
-    triggers = ("labels=|labels =", "padding=", "input_ids")
+    triggers = ("labels=|labels =", "padding=|padding =", "input_ids")
     sources = (
         "https://huggingface.co/docs/transformers/tasks/language_modeling",
         "https://github.com/huggingface/transformers/issues/2759",
@@ -165,6 +173,12 @@ class PaddingInLoss(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where labels are given, in a file that lets a tokenizer pad."""
+        if any(is_code(text, match.start()) for match in _PADDING.finditer(text)):
+            yield from (match.start() for match in _LABELLED.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow the `labels` of each forward back to the tokenizer."""

@@ -27,6 +27,9 @@ from pytest_trainloop.source.facts import (
 _SAMPLES = re.compile(r"(?:^|[._])(?:data_?set|\w*_(?:data|dataset|set))$", re.IGNORECASE)
 
 
+_ADDED = re.compile(r"\+=\s*\(?[^\n]*\.item\(\)")
+
+
 class WrongLossAverage(Rule):
     """Batch means are added up and divided by the number of samples.
 
@@ -136,6 +139,11 @@ class WrongLossAverage(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where the number of a loss is added to a total."""
+        return (match.start() for match in _ADDED.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow each sum of batch means to what it is divided by."""

@@ -52,7 +52,7 @@ class KeptLossGraph(Rule):
 
     since = "0.1"
     triggers = (
-        "backward|torch.max(|torch.min(|imum(",
+        ".backward(|manual_backward(|torch.max(|torch.min(|imum(",
         "for |while ",
         "+|append|add(|insert|extend|torch.m",
     )
@@ -415,7 +415,7 @@ class KeptLossGraph(Rule):
         """Yield the backward calls of a file that steps, and the running extremes of any."""
         steps = "step" in text
         for at in super().seek(text):
-            if text.startswith("backward", at):
+            if text.find("backward(", at, at + 16) >= 0:
                 if steps:
                     yield at
             elif _EXTREME.match(text, text.rfind("\n", 0, at) + 1):

@@ -29,8 +29,10 @@ _NEW_MODE = re.compile(r"^torch\.nn\.(?:\w*Dropout\d?d?|BatchNorm\dd)$")
 _MODE = re.compile(r"train|eval|infer|test|mode", re.IGNORECASE)
 
 _NEXT = re.compile(r"\n\s*(?:def|class|@)\b|\n\S")
+#: What may be one of these by its name, but for a method of the module.
 _LAYER = re.compile(
-    r"\b(?:nn\.[A-Z]\w*|Linear|Bilinear|Conv\w+|Embedding|\w*Norm\w*|Dropout\w*|LSTM|GRU)\("
+    r"(?<![\w.])(?!self\.)(?:\w+\.)*(?:Linear|Bilinear|Conv\w+|Embedding(?:Bag)?|(?:LSTM|GRU|RNN)(?:Cell)?"
+    r"|MultiheadAttention|Transformer\w+|\w*Dropout\d?d?|BatchNorm\dd)\("
 )
 
 
@@ -51,7 +53,11 @@ class ModuleCreatedInForward(Rule):
     """
 
     since = "0.1"
-    triggers = ("nn.|Dropout|Linear|Conv|BatchNorm|Embedding", "def forward", "Module")
+    triggers = (
+        "Linear(|linear(|Conv|Embedding|LSTM|GRU|RNN|Attention(|Transformer|Dropout|BatchNorm",
+        "def forward",
+        "Module",
+    )
     sources = (
         "https://pytorch.org/docs/stable/notes/modules.html",
         "https://github.com/pytorch/pytorch/issues/1291",

@@ -53,7 +53,7 @@ class OptimizerInLoop(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "optim|Adam|SGD", "parameters")
+    triggers = (".backward(|manual_backward(", "step", "optim|Adam|SGD", "parameters")
     sources = (
         "https://pytorch.org/docs/stable/optim.html#constructing-it",
         "https://github.com/alan-turing-institute/deepsensor/issues/47",

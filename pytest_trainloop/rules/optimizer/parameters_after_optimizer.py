@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Parameter, Run
 
 
+_OF_ALL = re.compile(r"\w\(\s*(?:params\s*=\s*)?[^\s(),]*\.parameters\(\)")
+
+
 class ParametersAfterOptimizer(Rule):
     """A layer is made, replaced or re-sharded after the optimizer was given the parameters.
 
@@ -47,7 +50,7 @@ class ParametersAfterOptimizer(Rule):
     """
 
     since = "0.1"
-    triggers = ("optim", "parameters", "step")
+    triggers = (".parameters()", "torch.optim|optim.", "step")
     sources = (
         "https://pytorch.org/docs/stable/optim.html#constructing-it",
         "https://github.com/microsoft/nni/issues/4521",
@@ -224,6 +227,11 @@ class ParametersAfterOptimizer(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where something is made of all parameters of a model."""
+        return (match.start() for match in _OF_ALL.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow each optimizer from where it is made to its steps, and look for new layers."""

@@ -52,7 +52,7 @@ class ParametersNotInOptimizer(Rule):
     """
 
     since = "0.1"
-    triggers = ("params", "optim|Adam|SGD", "parameters")
+    triggers = ("params", "torch.optim|optim.", "parameters")
     sources = (
         "https://pytorch.org/docs/stable/optim.html#per-parameter-options",
         "https://github.com/zjunlp/HVPNeT/issues/5",

@@ -39,7 +39,7 @@ class WrongOptimizerStepped(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "step", "zero_grad")
+    triggers = (".backward(|manual_backward(", "step", "zero_grad")
     sources = (
         "https://pytorch.org/docs/stable/generated/torch.optim.Optimizer.step.html",
         "https://github.com/Hsintien-Ng/idinvert_pytorch-reproduced/issues/1",

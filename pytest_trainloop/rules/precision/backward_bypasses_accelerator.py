@@ -51,7 +51,11 @@ class BackwardBypassesAccelerator(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "ccelerat|abric|manual_backward|automatic_optimization", "step")
+    triggers = (
+        ".backward(|manual_backward(",
+        "ccelerat|abric|manual_backward|automatic_optimization",
+        "step",
+    )
     sources = (
         "https://huggingface.co/docs/accelerate/basic_tutorials/migration",
         "https://lightning.ai/docs/fabric/stable/api/fabric_methods.html#backward",

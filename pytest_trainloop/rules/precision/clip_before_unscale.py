@@ -56,7 +56,7 @@ class ClipBeforeUnscale(Rule):
     """
 
     since = "0.1"
-    triggers = ("clip_grad", "scale", "backward")
+    triggers = ("clip_grad", "scale", ".backward(|manual_backward(")
     sources = (
         "https://pytorch.org/docs/stable/notes/amp_examples.html#gradient-clipping",
         "https://github.com/milesial/Pytorch-UNet/issues/468",

@@ -58,7 +58,7 @@ class StepBypassesScaler(Rule):
     """
 
     since = "0.1"
-    triggers = ("backward", "scale", "step")
+    triggers = (".backward(|manual_backward(", "scale", "step")
     sources = (
         "https://pytorch.org/docs/stable/notes/amp_examples.html",
         "https://github.com/huggingface/accelerate/issues/101",

@@ -65,7 +65,7 @@ class SeedInLoop(Rule):
     """
 
     since = "0.1"
-    triggers = ("seed(|set_seed|seed_everything", "backward|training_step|step(")
+    triggers = ("seed(|set_seed|seed_everything", ".backward(|manual_backward(|training_step|step(")
     sources = (
         "https://pytorch.org/docs/stable/notes/randomness.html",
         "https://github.com/k2-fsa/icefall/pull/221",

@@ -57,7 +57,7 @@ class SchedulerBeforeOptimizer(Rule):
     """
 
     since = "0.1"
-    triggers = ("step", "sched|Sched|LR", "backward")
+    triggers = ("step", "sched|Sched|LR", ".backward(|manual_backward(")
     sources = (
         "https://pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate",
         "https://github.com/facebookresearch/ParlAI/issues/2042",

@@ -54,7 +54,7 @@ class SchedulerWrongCadence(Rule):
     """
 
     since = "0.1"
-    triggers = ("step", "LR|WarmRestarts|schedule", "backward")
+    triggers = ("step", "LR|WarmRestarts|schedule", ".backward(|manual_backward(")
     sources = (
         "https://pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate",
         "https://github.com/ivadomed/ivadomed/issues/55",
