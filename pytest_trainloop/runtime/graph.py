@@ -35,25 +35,32 @@ def source_of(node: Any, position: int) -> Any:
 def saved_tensor(node: Any, what: str) -> Tensor | None:
     """A tensor of floating-point numbers that `node` saved, if nobody notices the look."""
     tensor = _saved(node, what)
-    return tensor if tensor is not None and tensor.is_floating_point() else None
+    if tensor is None or isinstance(tensor, int | float):
+        return None
+    return tensor if tensor.is_floating_point() else None
 
 
 def saved_number(node: Any, what: str) -> float | None:
-    """A tensor of one number that `node` saved, as above."""
+    """A number, or a tensor of one, that `node` saved, as above."""
     tensor = _saved(node, what)
+    if isinstance(tensor, int | float):
+        return float(tensor)
     return float(tensor) if tensor is not None and tensor.numel() == 1 else None
 
 
-def _saved(node: Any, what: str) -> Tensor | None:
+def _saved(node: Any, what: str) -> Tensor | int | float | None:
     raw = getattr(node, f"_raw_saved_{what}", None)
     if getattr(raw, "unpack_hook", raw) is not None:
         # It is hooked, or this version of torch does not tell.
         return None
     try:
-        tensor: Tensor = getattr(node, f"_saved_{what}").detach()
+        saved: Tensor | int | float = getattr(node, f"_saved_{what}")
     except RuntimeError:
         # Freed by an earlier backward, or changed in place since.
         return None
+    if isinstance(saved, int | float):
+        return saved
+    tensor = saved.detach()
     plain = type(tensor).__name__ == "Tensor"
     return tensor if plain and not tensor.is_meta and not _is_captured(tensor) else None
 
