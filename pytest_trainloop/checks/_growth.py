@@ -50,6 +50,7 @@ class LookForGrowth(Listener):
         self._last = last
         self._keeps = keeps
         self._made = 0
+        self._asked = False
         self._passes = 0
         self._uses_loaders = False
 
@@ -72,8 +73,9 @@ class LookForGrowth(Listener):
             self.census.look(number, self._passes)
             if not self._has_grown():
                 self.growth = None
-            elif self.growth is None or number + self._every > self._last:
+            elif not self._asked or number + self._every > self._last:
                 # Finding holders takes a while: at first sight, and once more with all numbers.
+                self._asked = True
                 self.growth = self._explained()
 
     @property
@@ -97,7 +99,7 @@ class LookForGrowth(Listener):
             _all_left([look.nodes_left() for look in looks]),
             _all_left([len(look.optimizers_left()) for look in looks[1:]]),
             states,
-            _all_left([len(look.tensors_left()) for look in self._after_one_pass()]),
+            _all_left([len(look.tensors_left()) for look in self._after_one_pass()[1:]]),
         )
 
     def _after_one_pass(self) -> list[Look]:
@@ -128,7 +130,7 @@ class LookForGrowth(Listener):
         each_step = self._each_step([look.node_count for look in self.looks])
         old = range(len(self.looks) - 1)
         whole: list[tuple[int, Tensor]] = []
-        parts: list[Tensor] = []
+        parts: list[tuple[int, Tensor]] = []
         for tensor in living()[0]:
             if tensor.grad_fn is None:
                 continue
@@ -136,7 +138,7 @@ class LookForGrowth(Listener):
             if len(behind.intersection(old)) >= FEWEST:
                 whole.append((size, tensor))
             elif behind.intersection(old):
-                parts.append(tensor)
+                parts.append((max(behind), tensor))
         # What is carried from step to step has the smallest of the graphs that go back so far:
         # outputs and losses are computed from it.
         whole.sort(key=lambda pair: pair[0])
@@ -147,7 +149,8 @@ class LookForGrowth(Listener):
         return None if names else self._held("graphs", parts, each_step)
 
     def _growing_optimizers(self) -> Growth | None:
-        kept = [one for look in self.looks[:-1] for one in look.optimizers_left()]
+        looks = enumerate(self.looks[1:-1])
+        kept = [(number, one) for number, look in looks for one in look.optimizers_left()]
         return self._held("optimizers", kept, len(kept) / self.looks[-1].step)
 
     def _growing_states(self) -> Growth | None:
@@ -158,18 +161,26 @@ class LookForGrowth(Listener):
         return None if self._is_kept(name) else growth
 
     def _growing_tensors(self) -> Growth | None:
-        kept = [tensor for look in self._after_one_pass() for tensor in look.tensors_left()]
+        # At the first of them, all that there was is new.
+        looks = enumerate(self._after_one_pass()[1:])
+        kept = [(number, tensor) for number, look in looks for tensor in look.tensors_left()]
         return self._held("tensors", kept, len(kept) / (self.looks[-1].step - self.looks[0].step))
 
-    def _held(self, what: str, things: list[Any], each_step: float) -> Growth | None:
-        holders = holders_of(things)
-        judged = [holder for holder in holders if not self._is_kept(holder.name)]
-        if not holders:
+    def _held(self, what: str, things: list[tuple[int, Any]], each_step: float) -> Growth | None:
+        """Who holds things of several looks, which are given beside them."""
+        looks = {id(thing): number for number, thing in things}
+        holders = holders_of([thing for _, thing in things], FEWEST - 1)
+        growing = [
+            holder
+            for holder in holders
+            if len({looks[id(thing)] for thing in holder.things}) >= FEWEST - 1
+        ]
+        if not growing:
             return Growth(what, (), "", len(things), each_step)
+        judged = [holder for holder in growing if not self._is_kept(holder.name)]
         if not judged:
             return None
-        # A collection comes first: a variable holds one object, of the last step.
-        return Growth(what, (judged[0].name,), judged[0].kind, judged[0].number, each_step)
+        return Growth(what, (judged[0].name,), judged[0].kind, len(judged[0].things), each_step)
 
     def _is_kept(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self._keeps)

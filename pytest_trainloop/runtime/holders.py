@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from pytest_trainloop.runtime.place import global_name_of, name_of
+from pytest_trainloop.runtime.place import global_name_of, is_ours, name_of
 
 #: How many things one inside of the other a name may lead through: `self.history["loss"]`.
 _DEPTH = 3
@@ -23,33 +25,37 @@ _COLLECTIONS = (list, tuple, set, deque)
 class Holder:
     """What keeps some objects alive."""
 
-    #: What the user's code calls it; empty if that could not be found.
+    #: What the user's code calls it.
     name: str
     #: `list`, `dict` and so on; empty where a variable or an attribute holds the object itself.
     kind: str
-    #: How many of the objects it holds.
-    number: int
+    #: Those of the objects that it holds.
+    things: list[Any]
 
 
-def holders_of(things: list[Any]) -> list[Holder]:
+def holders_of(things: list[Any], fewest: int = 2) -> list[Holder]:
     """Who holds some objects, as far as it can be named; collections first, the fullest before.
 
+    Collections, and objects with attributes, that hold less than `fewest` are not looked for.
     What only a graph holds (activations that were saved for a backward) has no holder.
     """
+    containers = _containers(things)
     left = {id(thing): thing for thing in things}
-    fullest = sorted(_containers(things), key=lambda one: -len(_among(left, one)))
+    fullest = sorted(containers, key=lambda one: -len(_among(left, one)))[:_LOOKED_AT]
     found: list[Holder] = []
-    for container in fullest[:_LOOKED_AT]:
+    for container in fullest:
         group = _among(left, container)
+        if len(group) < fewest:
+            continue
         is_collection = isinstance(container, _COLLECTIONS) or _owner(container) is None
-        name = path_of(container if is_collection else group[0]) if group else ""
+        name = path_of(container if is_collection else group[0])
         if name:
             kind = type(container).__name__ if is_collection else ""
-            found.append(Holder(name, kind, len(group)))
+            found.append(Holder(name, kind, group))
             for thing in group:
                 del left[id(thing)]
-    named = [_variable(thing) for thing in list(left.values())[:_NAMED]]
-    return [*found, *(Holder(name, "", 1) for name in named if name)]
+    variables = ((_variable(thing), thing) for thing in list(left.values())[:_NAMED])
+    return [*found, *(Holder(name, "", [thing]) for name, thing in variables if name)]
 
 
 def _among(things: dict[int, Any], container: Any) -> list[Any]:
@@ -81,9 +87,18 @@ def _variable(thing: Any) -> str:
 
 
 def _containers(things: list[Any]) -> list[Any]:
-    """What refers to any of some objects, without running code and `things` itself."""
+    """What refers to any of some objects, without running code and what is in use here."""
+    ours = {id(value) for value in _own_values()} | {id(things)}
     found = gc.get_referrers(*things)
-    return [one for one in found if one is not things and not isinstance(one, FrameType)]
+    return [one for one in found if id(one) not in ours and not isinstance(one, FrameType)]
+
+
+def _own_values() -> Iterator[Any]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_ours(frame.f_code.co_filename):
+            yield from frame.f_locals.values()
+        frame = frame.f_back
 
 
 def _owner(container: Any) -> Any:

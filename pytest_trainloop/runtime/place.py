@@ -28,6 +28,11 @@ def _classify(path: str) -> int:
     return _MACHINERY if path.startswith(_STDLIB) else _USER
 
 
+def is_ours(path: str) -> bool:
+    """Whether the code in a file is this package's own."""
+    return path.startswith(_OURS)
+
+
 def closeness(path: str) -> int:
     """How close the code in a file is to the user; remembered: it is asked in every step."""
     known = _closeness.get(path)
