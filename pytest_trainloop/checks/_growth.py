@@ -8,12 +8,11 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pytest_trainloop.runtime.census import Census, Look, living, looks_behind
+from pytest_trainloop.runtime.census import KEY, Census, Look, living, tensors_before
 from pytest_trainloop.runtime.holders import holders_of, path_of
 from pytest_trainloop.runtime.observe import Listener
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.optim import Optimizer
 
     from pytest_trainloop.runtime.record import Step
@@ -128,21 +127,8 @@ class LookForGrowth(Listener):
 
     def _growing_graphs(self) -> Growth | None:
         each_step = self._each_step([look.node_count for look in self.looks])
-        old = range(len(self.looks) - 1)
-        whole: list[tuple[int, Tensor]] = []
-        parts: list[tuple[int, Tensor]] = []
-        for tensor in living()[0]:
-            if tensor.grad_fn is None:
-                continue
-            behind, size = looks_behind(tensor)
-            if len(behind.intersection(old)) >= FEWEST:
-                whole.append((size, tensor))
-            elif behind.intersection(old):
-                parts.append((max(behind), tensor))
-        # What is carried from step to step has the smallest of the graphs that go back so far:
-        # outputs and losses are computed from it.
-        whole.sort(key=lambda pair: pair[0])
-        names = dict.fromkeys(one.name for one in holders_of([tensor for _, tensor in whole]))
+        whole, parts = tensors_before(KEY, set(range(len(self.looks) - 1)), FEWEST)
+        names = dict.fromkeys(one.name for one in holders_of(whole))
         carriers = tuple(name for name in names if not self._is_kept(name))
         if carriers:
             return Growth("graphs", carriers, "", len(whole), each_step)

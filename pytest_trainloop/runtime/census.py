@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: Key under which a graph node carries its marker; it lives and dies with the node.
-_KEY = "pytest_trainloop.look"
+KEY = "pytest_trainloop.look"
 #: Nodes marked in one look at most.
 _NODES = 200_000
+#: Nodes behind one tensor that are looked at.
+_NODES_OF_ONE = 20_000
 
 
 class _Marker:
@@ -91,8 +93,8 @@ class Census:
         number = 0
         for node in nodes_behind([one for one in tensors if one.grad_fn is not None], _NODES):
             number += 1
-            if _KEY not in node.metadata:
-                marker = node.metadata[_KEY] = _Marker(len(self.looks))
+            if KEY not in node.metadata:
+                marker = node.metadata[KEY] = _Marker(len(self.looks))
                 now.nodes.append(weakref.ref(marker))
         return number
 
@@ -136,16 +138,36 @@ def nodes_behind(tensors: list[Tensor], limit: int) -> Iterator[Any]:
         waiting.extend(following for following, _ in node.next_functions)
 
 
-def looks_behind(tensor: Tensor, limit: int = 20_000) -> tuple[set[int], int]:
-    """In which looks the nodes behind a tensor were first seen, and how many nodes there are."""
-    looks: set[int] = set()
-    number = 0
-    for node in nodes_behind([tensor], limit):
-        number += 1
-        marker = node.metadata.get(_KEY)
-        if marker is not None:
-            looks.add(marker.look)
-    return looks, number
+def tensors_before(
+    key: str, old: set[int], fewest: int
+) -> tuple[list[Tensor], list[tuple[int, Tensor]]]:
+    """The tensors that keep marked graphs alive.
+
+    Args:
+        key: under which nodes carry markers with the number of a look.
+        old: the numbers that should not be found any more.
+        fewest: of how many of them a graph must hold nodes to be one that has grown.
+
+    Returns:
+        Those behind which there is one graph that has grown, the smallest graph first: outputs
+        and losses are computed from what is carried on. And the others, each with its number.
+    """
+    whole: list[tuple[int, Tensor]] = []
+    parts: list[tuple[int, Tensor]] = []
+    for tensor in living()[0]:
+        if tensor.grad_fn is None:
+            continue
+        size, found = 0, set()
+        for size, node in enumerate(nodes_behind([tensor], _NODES_OF_ONE)):  # noqa: B007
+            marker = node.metadata.get(key)
+            if marker is not None and marker.look in old:
+                found.add(marker.look)
+        if len(found) >= fewest:
+            whole.append((size, tensor))
+        elif found:
+            parts.append((max(found), tensor))
+    whole.sort(key=lambda pair: pair[0])
+    return [tensor for _, tensor in whole], parts
 
 
 def _is_loose(tensor: Tensor) -> bool:

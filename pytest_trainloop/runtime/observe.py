@@ -18,6 +18,7 @@ from importlib import import_module
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pytest_trainloop.runtime.kept_graphs import GraphWatch
 from pytest_trainloop.runtime.participants import Participants
 from pytest_trainloop.runtime.patch import Patches, hide_from_compiler
 from pytest_trainloop.runtime.place import readable, user_place
@@ -68,6 +69,7 @@ class Observer:
         self.patches = Patches()
         self.people = Participants(run)
         self.stale = StaleGradients()
+        self.graphs = GraphWatch(run)
         #: Backward calls that no optimizer has used yet, and those that the last one used.
         self.pending: list[Backward] = []
         self.used: tuple[Backward, ...] = ()

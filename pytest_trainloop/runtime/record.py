@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.sightings import (
         Criterion,
         Evaluation,
+        KeptGraphs,
         ModeModule,
         ModeSwitch,
         Pull,
@@ -288,6 +289,8 @@ class Run:
     criteria: list[Criterion] = field(default_factory=list)
     #: Which way each loss pulled at its criterion, of the first looks at each place.
     pulls: list[Pull] = field(default_factory=list)
+    #: Graphs that somebody kept; None if nobody did.
+    kept_graphs: KeptGraphs | None = None
     #: Uses of `torch.autograd.grad` outside of `backward`: a sign of updates by hand.
     gradient_calls: int = 0
     #: Whether data and chance were frozen, so that every batch is the same.

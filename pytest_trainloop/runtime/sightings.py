@@ -143,3 +143,17 @@ class Evaluation:
     #: gone, graph and all, before anything was back-propagated.
     model: str = ""
     unused_graphs: int = 0
+
+
+@dataclass(slots=True)
+class KeptGraphs:
+    """Graphs of many steps that lived at once, long after they were back-propagated."""
+
+    #: What the user's code calls the collection that held them, or the tensors whose one graph
+    #: went back through them.
+    names: tuple[str, ...]
+    #: What the collection was (`list`, `dict`); empty for the tensors.
+    kind: str
+    #: How many tensors the collection held, or through how many steps the graph went.
+    number: int
+    where: str

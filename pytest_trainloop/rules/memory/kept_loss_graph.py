@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from pytest_trainloop.rules._naming import listed
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
 from pytest_trainloop.source.facts import (
     Call,
@@ -28,6 +30,10 @@ from pytest_trainloop.source.facts import (
     origins,
 )
 
+if TYPE_CHECKING:
+    from pytest_trainloop.rules._rule import Observation
+    from pytest_trainloop.runtime.record import Run
+
 _EXTREME = re.compile(r"\s*(\w+) = torch\.(?:max|min|maximum|minimum)\(\1\b")
 _EXTREMES = frozenset({"torch.max", "torch.min", "torch.maximum", "torch.minimum"})
 _ADDING = frozenset({"append", "appendleft", "add", "insert", "extend"})
@@ -48,6 +54,7 @@ class KeptLossGraph(Rule):
 
     Limits: a total that is reset inside the same loop is bounded and not reported. A list
     handed in from out of sight is not reported, because it may be summed and back-propagated.
+    In a run, the graphs of eight steps must live at once, in something that has a name.
     """
 
     since = "0.1"
@@ -439,6 +446,23 @@ class KeptLossGraph(Rule):
             attached(kept.value, losses) is True
             and not _is_back_propagated(kept, loop.trace)
             and not _is_reset(kept, loop)
+        )
+
+    def watch(self, run: Run) -> Iterator[Observation]:
+        """Ask for graphs of many steps that lived at once, and whose holder has a name."""
+        kept = run.kept_graphs
+        if kept is None:
+            return
+        if kept.kind:
+            cause = f"{listed(kept.names)} keeps the graph of each step: this {kept.kind} holds"
+            cause += f" {kept.number} tensors with what computed them"
+        else:
+            keep = "keeps the graph" if len(kept.names) == 1 else "keep the graphs"
+            cause = f"{listed(kept.names)} {keep} of each step: what computed"
+            cause += f" {'it' if len(kept.names) == 1 else 'them'} goes back through"
+            cause += f" {kept.number} steps"
+        yield self.observation(
+            cause, "keep the number alone: `loss.item()`, or `loss.detach()`", kept.where
         )
 
     def _report(self, kept: _Kept, around: Loop) -> Finding:

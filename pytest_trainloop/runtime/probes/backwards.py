@@ -94,12 +94,15 @@ class _Backwards:
             observer.evaluations.backwards = self.count
         scale = scale_of(losses[0]) if observer.scalers and losses else 1.0
         inside = observer.people.optimizer(observer.stepping[0]) if observer.stepping else None
+        close = looks_closely(self.count)
+        if close and not _is_used_again(args, kwargs):
+            observer.graphs.mark(losses)
         event = Backward(
             value=_value(losses, weights, scale),
             scale=scale,
             where=where,
             inside_step_of=inside.index if inside else None,
-            in_eval_mode=self.modes() if looks_closely(self.count) else None,
+            in_eval_mode=self.modes() if close else None,
         )
         observer.run.events.append(event)
         observer.pending.append(event)
@@ -123,6 +126,12 @@ class _Backwards:
     def modes(self) -> tuple[int, ...]:
         modules = (ref() for ref in self.observer.people.modes)
         return tuple(i for i, module in enumerate(modules) if module and not module.training)
+
+
+def _is_used_again(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the graph is to outlive this backward: `retain_graph`, `create_graph`."""
+    asked = (*args[2:4], kwargs.get("retain_graph"), kwargs.get("create_graph"))
+    return any(asked)
 
 
 def _as_list(tensors: Any) -> list[Any]:

@@ -98,6 +98,8 @@ class _Steps:
         opened.known.fact.steps = step.number
         note_written(opened.known, optimizer)
         observer.run.events.append(step)
+        if step.backwards and looks_closely(step.number):
+            observer.graphs.after_step(step.number, step.backwards[-1].where)
         if looks_closely(step.number + 1):
             observer.stale.mark(opened.known)
         for listener in observer.listeners:
