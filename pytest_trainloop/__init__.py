@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pytest_trainloop.checks.accumulates import accumulates as accumulates
     from pytest_trainloop.checks.evaluates import evaluates as evaluates
     from pytest_trainloop.checks.frees import frees as frees
     from pytest_trainloop.checks.overfits import overfits as overfits

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.data import DataLoader, TensorDataset
 
+    from pytest_trainloop.runtime.accumulation import Accumulation
     from pytest_trainloop.runtime.drive import Interruption
     from pytest_trainloop.runtime.record import Run
     from pytest_trainloop.runtime.tiny import Tiny
@@ -276,6 +277,17 @@ def interruption(request: pytest.FixtureRequest) -> Interruption:
     from pytest_trainloop.checks._body import stage_of
 
     return stage_of(request.node).interruption
+
+
+@pytest.fixture
+def accumulation(request: pytest.FixtureRequest) -> Accumulation:
+    """How an update is to be made: of `steps` micro-batches of `batch_size` samples.
+
+    The `accumulates` check hands out what it compares; elsewhere 4 micro-batches of 2.
+    """
+    from pytest_trainloop.checks._body import stage_of
+
+    return stage_of(request.node).accumulation
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from pytest_trainloop.runtime.accumulation import Accumulation
 from pytest_trainloop.runtime.drive import Interruption, Stopped
 
 #: pytest leaves our frames out of a traceback of the user's code.
@@ -28,6 +29,7 @@ class Stage:
 
     folder: Path
     interruption: Interruption = field(default_factory=Interruption)
+    accumulation: Accumulation = field(default_factory=Accumulation)
 
 
 stage_key = pytest.StashKey[Stage]()
@@ -127,6 +129,11 @@ class Body:
         seed_all(self.seed)
         _set_up_again(self.item)
         return self.run(*listeners)
+
+    @property
+    def stage(self) -> Stage:
+        """What fixtures of ours hand to the body, when it is run afresh."""
+        return stage_of(self.item)
 
     @property
     def code(self) -> CodeType | None:
