@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.runtime.place import name_of
@@ -119,8 +120,10 @@ def _live_modules() -> list[Module]:
     # There are a million objects or so. And ask their types, not isinstance(): that would
     # wake up lazy proxies among them.
     objects = gc.get_objects()
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Module)}
-    return [thing for thing in objects if type(thing) in kinds and "_parameters" in thing.__dict__]
+    types = list(map(type, objects))
+    kinds = {kind for kind in set(types) if issubclass(kind, Module)}
+    found = compress(objects, map(kinds.__contains__, types))
+    return [module for module in found if "_parameters" in module.__dict__]
 
 
 def _children(module: Module) -> list[Module]:
