@@ -174,8 +174,8 @@ class ModelCalls(Listener):
             batch_grad_enabled=None if batch is None else batch.grad_enabled,
             batch_size=None if batch is None else run.loaders[batch.loader].batch_size,
             backwards=len(run.backwards),
-            inputs=tuple(map(digest, given)),
-            samples=() if first is None else tuple(map(digest, first)),
+            inputs=tuple(map(_fingerprint, given)),
+            samples=() if first is None else tuple(map(_fingerprint, first)),
             sizes=() if first is None else tuple(first.shape[1:]),
         )
 
@@ -190,6 +190,15 @@ class ModelCalls(Listener):
 def _has_state(module: Module) -> bool:
     parameters = next(module.parameters(), None)
     return parameters is not None or next(module.buffers(), None) is not None
+
+
+def _fingerprint(tensor: Tensor) -> Digest:
+    """The fingerprint of a tensor; the same one for all that have no values to be read."""
+    try:
+        return digest(tensor)
+    except (RuntimeError, NotImplementedError, TypeError):
+        # On the meta device, nested, or being mapped over.
+        return b""
 
 
 def tensors_in(thing: Any) -> list[Tensor]:

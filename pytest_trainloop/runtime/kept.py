@@ -109,9 +109,13 @@ class KeepState(Listener):
             if root is None:
                 continue
             now = dict([*root.named_parameters(), *root.named_buffers()])
-            alive = [(one, now.get(one.name)) for one in tensors]
+            caches = _caches(root)
             changed: dict[str, list[str]] = {}
-            for one, value in alive:
+            for one in tensors:
+                value = now.get(one.name)
+                if one.name in caches and one.ref() is not value:
+                    # A table that was made anew, for longer inputs.
+                    continue
                 for what in _differences(one, value):
                     changed.setdefault(what, []).append(one.name)
             for what, names in changed.items():
@@ -181,6 +185,15 @@ def _tensors(root: Module) -> Iterator[_Tensor]:
                 yield _Tensor(
                     name, what, weakref.ref(tensor), values, gradient, tensor.requires_grad
                 )
+
+
+def _caches(root: Module) -> set[str]:
+    """The names of buffers that no checkpoint holds."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in root.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
 
 
 def _differences(then: _Tensor, now: Tensor | None) -> Iterator[str]:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 #: Prefixes that wrappers (torch.compile, DistributedDataParallel) put before a name.
 _WRAPPERS = {"OptimizedModule": "_orig_mod.", "DistributedDataParallel": "module."}
-#: Attributes that hold a dropout rate: at zero, the mode makes no difference.
-_RATES = ("p", "dropout", "drop_prob", "dropout_p")
+#: Attributes that hold a dropout rate, besides those that have `drop` in their name: at zero, the
+#: mode makes no difference.
+_RATES = ("p", "rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +155,28 @@ def _owned(root: Module) -> Iterator[Owned]:
 def depends_on_mode(module: Module) -> bool:
     """Whether `module` itself (not its children) computes something else in eval mode.
 
-    Its `forward` must read `training`; a rate of zero, or a norm without running
-    statistics, makes no difference.
+    Its `forward` must read `training`; a rate of zero, or a norm without running statistics,
+    makes no difference. A module with others below it may read it for another reason (to
+    checkpoint activations, to take a faster way), so it needs a rate as well.
     """
     code = getattr(type(module).forward, "__code__", None)
     if code is None or "training" not in code.co_names:
         return False
-    rates = [getattr(module, name, None) for name in _RATES]
-    if any(isinstance(rate, (int, float)) and rate == 0 for rate in rates):
+    rates = _rates(module)
+    if not any(rates) and (rates or _children(module)):
         return False
     return getattr(module, "track_running_stats", True) is not False
+
+
+def _rates(module: Module) -> list[float]:
+    """The dropout rates that a module keeps as numbers."""
+    return [
+        value
+        for name, value in vars(module).items()
+        if (name in _RATES or "drop" in name)
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+    ]
 
 
 def reached_leaves(loss: Tensor, limit: int = 50_000) -> list[Tensor]:

@@ -98,6 +98,28 @@ def of_a_model_that_keeps_a_state(loader: Loader) -> object:
         return [model(x) for x, _ in loader]
 
 
+class Positions(nn.Module):
+    """Keeps a table that grows with its inputs."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.shape[0] < x.shape[1]:
+            self.table = torch.arange(float(x.shape[1]))
+        result: Tensor = self.head(x + self.table)
+        return result
+
+
+@style
+def of_a_model_with_a_table(loader: Loader) -> object:
+    return put_back(Positions(), loader)
+
+
 class Matching(nn.Module):
     """Compares each sample with each other one, as contrastive models do."""
 

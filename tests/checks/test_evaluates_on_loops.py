@@ -66,6 +66,26 @@ def test_what_is_not_judged_is_said(pytester: pytest.Pytester) -> None:
     )
 
 
+def test_a_table_that_is_made_anew_is_no_change(pytester: pytest.Pytester) -> None:
+    """Of a model that lives before the evaluation: one that it builds itself has no before."""
+    result = run(
+        pytester,
+        """
+from tests.checks.evaluations import Positions, put_back
+
+@pytest.fixture
+def positions():
+    return Positions()
+
+@evaluates
+def test_it(positions, tiny_loader):
+    put_back(positions, tiny_loader)
+    assert len(positions.table) == 4
+""",
+    )
+    result.assert_outcomes(passed=1)
+
+
 BROKEN = {
     "a part that stays in train mode": (
         """

@@ -424,6 +424,52 @@ def test_a_pretrained_model_whose_mode_is_meant(
     assert observed(lambda: fine_tune(pretrained, prepare)) == []
 
 
+class Checkpointing(nn.Module):
+    """Reads the mode, but computes the same in both; its block drops nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.block(x[:, None])
+        if self.training:
+            hidden = hidden.clone()
+        out: Tensor = self.head(hidden[:, 0])
+        return out
+
+
+@pytest.mark.parametrize("evaluate", [in_train_mode, leaving_eval_mode])
+def test_a_mode_that_makes_no_difference(observed: Observed, evaluate: Evaluate) -> None:
+    assert observed(lambda: train_and(evaluate, Checkpointing())) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pretrained_model_without_dropout(observed: Observed, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+
+    def loop() -> None:
+        model = LlamaForCausalLM.from_pretrained(tmp_path)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        for _ in range(3):
+            tokens = torch.randint(16, (4, 8))
+            optimizer.zero_grad()
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+
+    assert observed(loop) == []
+
+
 # -- the windows themselves
 
 
