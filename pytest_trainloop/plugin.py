@@ -141,11 +141,18 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse markers on what pytest does not call as a function: they would do nothing."""
+    """Refuse markers on what pytest does not call as a function: they would do nothing.
+
+    Also set aside a test that is to run in a process of its own, before its fixtures are made.
+    """
     names = _checks_of(item)
     if names and (not isinstance(item, pytest.Function) or getattr(item, "nofuncargs", False)):
         marks = ", ".join(f"@{name}" for name in names)
         pytest.fail(f"usage error: {marks} works on test functions only", pytrace=False)
+    if isinstance(item, pytest.Function) and _wants_process(item, [*names, "trainloop"]):
+        from pytest_trainloop.checks._isolated import set_aside
+
+        set_aside(item)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -159,8 +166,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     marked = _is_marked(pyfuncitem)
     if not names and not marked and not any(name in _SEEDED for name in pyfuncitem.fixturenames):
         return None
-    from pytest_trainloop.checks._item import run_checks, run_marked, run_seeded
+    from pytest_trainloop.checks._item import run_checks, run_elsewhere, run_marked, run_seeded
 
+    if _wants_process(pyfuncitem, [*names, "trainloop"]) and run_elsewhere(pyfuncitem, names):
+        return True
     if names:
         run_checks(pyfuncitem, names, _seed(pyfuncitem.config))
         return True
@@ -203,6 +212,11 @@ def _checks_of(item: pytest.Item) -> list[str]:
 
 def _is_marked(item: pytest.Item) -> bool:
     return item.get_closest_marker("trainloop") is not None
+
+
+def _wants_process(item: pytest.Item, markers: list[str]) -> bool:
+    closest = (item.get_closest_marker(name) for name in markers)
+    return any(mark.kwargs.get("isolate") == "process" for mark in closest if mark is not None)
 
 
 def _seed(config: pytest.Config) -> int:

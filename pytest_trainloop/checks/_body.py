@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from pytest_trainloop.runtime.accumulation import Accumulation
+from pytest_trainloop.runtime.deadline import Deadline
 from pytest_trainloop.runtime.drive import Interruption, Stopped
 
 #: pytest leaves our frames out of a traceback of the user's code.
@@ -43,20 +44,21 @@ def stage_of(item: pytest.Item) -> Stage:
     return stage
 
 
-def new_folder(item: pytest.Item) -> Path:
+def new_folder(item: pytest.Item, name: str = "checkpoint") -> Path:
     """An empty folder below pytest's temporary one, which pytest clears away in time."""
     factory: Any = getattr(item.config, "_tmp_path_factory", None)
     if factory is not None:
-        folder: Path = factory.mktemp("checkpoint", numbered=True)
+        folder: Path = factory.mktemp(name, numbered=True)
         return folder
-    return Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    return Path(tempfile.mkdtemp(prefix=f"{name}-"))
 
 
 class Body:
     """The function under a marker. Its global RNG is seeded anew before each run."""
 
-    def __init__(self, item: pytest.Function, seed: int) -> None:
+    def __init__(self, item: pytest.Function, seed: int, timeout: float | None = None) -> None:
         self.item = item
+        self._deadline = Deadline(timeout)
         self.seed = seed
         #: The record of the first run, which is the one that rules are applied to.
         self.first: Run | None = None
@@ -66,7 +68,11 @@ class Body:
         """Run the body with the fixtures it was set up with; a check does so at most once.
 
         Whatever the body raises comes out, except a `Stopped` of ours.
+
+        Raises:
+            BrokenOffError: it took too long, or left, forked or outlived its process.
         """
+        from pytest_trainloop.runtime.guard import Guard
         from pytest_trainloop.runtime.seed import seed_all
         from pytest_trainloop.runtime.watch import watch
 
@@ -74,7 +80,8 @@ class Body:
         names = item._fixtureinfo.argnames
         arguments = {name: item.funcargs[name] for name in names}
         seed_all(self.seed)
-        with watch(*listeners) as run, suppress(Stopped):
+        guard = Guard(self._deadline)
+        with watch(guard, *listeners) as run, suppress(Stopped), guard.kept():
             item.obj(**arguments)
         self.first = self.first or run
         return run

@@ -11,6 +11,7 @@ from typing import (
     Any,
     ClassVar,
     Generic,
+    Literal,
     ParamSpec,
     TypeVar,
     cast,
@@ -70,7 +71,16 @@ class Check:
     A subclass is a frozen, keyword-only dataclass: its fields are the marker's options, their
     annotations are checked, `__post_init__` raises `OptionError` for a value out of range.
     Its docstring is the check's page, the first line of which says what the check promises.
+
+    Options:
+        timeout: seconds after which the body is given up, all its runs together. A body that
+            hangs fails with the line where it was.
+        isolate: `"process"` runs the test, with its fixtures, in a process that begins anew: for
+            loops that change global state, or may crash.
     """
+
+    timeout: float | None = None
+    isolate: Literal["process"] | None = None
 
     #: Released version that first had the check.
     since: ClassVar[str]

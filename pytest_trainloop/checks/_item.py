@@ -17,7 +17,7 @@ from pytest_trainloop.checks._verdict import (
     SymptomError,
     Verdict,
 )
-from pytest_trainloop.checks._watched import Watching, command, failure, judge, report
+from pytest_trainloop.checks._watched import Watching, WatchMark, command, failure, judge, report
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks._body import Body
@@ -45,11 +45,12 @@ def run_checks(item: pytest.Function, names: list[str], seed: int) -> None:
     from pytest_trainloop.runtime.seed import seeded
 
     checks = [_check_of(item, name) for name in names]
+    mark = _watch_mark(item)
     _refuse_what_cannot_run(item, checks)
     with seeded(seed):
         # A check that sets fixtures up anew goes last: the others use those that pytest made.
         for check in sorted(checks, key=lambda check: (check.runs_afresh, check.name)):
-            _run_check(item, check, Body(item, seed))
+            _run_check(item, check, Body(item, seed, check.timeout or mark.timeout))
 
 
 def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
@@ -63,7 +64,7 @@ def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
     except Exception as raised:
         # The loop's own error: pytest shows it, and the reports name it.
         told = f"{type(raised).__name__}: {raised}".partition("\n")[0]
-        leave(item, _verdict(check, "error", told, cause=told))
+        leave(item, _verdict(check.name, "error", told, cause=told))
         raise
     leave(item, _verdict_of(check, ended, body))
     for one in found:
@@ -106,9 +107,9 @@ def _explained(item: pytest.Function, body: Body, ended: _End) -> tuple[list[Obs
 def _verdict_of(check: Check, ended: _End, body: Body) -> dict[str, object]:
     run = {} if body.first is None else {"run": facts_of(body.first)}
     if isinstance(ended, Verdict):
-        return _verdict(check, "passed", ended.summary, facts=ended.facts, **run)
+        return _verdict(check.name, "passed", ended.summary, facts=ended.facts, **run)
     return _verdict(
-        check,
+        check.name,
         CANNOT_JUDGE if isinstance(ended, CannotJudgeError) else "failed",
         ended.cause,
         cause=ended.cause,
@@ -120,10 +121,10 @@ def _verdict_of(check: Check, ended: _End, body: Body) -> dict[str, object]:
     )
 
 
-def _verdict(check: Check, outcome: str, summary: str, **more: object) -> dict[str, object]:
+def _verdict(check: str, outcome: str, summary: str, **more: object) -> dict[str, object]:
     """What `facts.schema.json` calls a verdict."""
     nothing = {"cause": None, "rule": None, "where": None, "advice": None, "evidence": ()}
-    return {"check": check.name, "outcome": outcome, "summary": summary, **nothing, **more}
+    return {"check": check, "outcome": outcome, "summary": summary, **nothing, **more}
 
 
 def _findings(item: pytest.Function, body: Body) -> list[Observation]:
@@ -187,12 +188,50 @@ def run_seeded(item: pytest.Function, seed: int) -> bool | None:
 def run_marked(item: pytest.Function, seed: int) -> bool | None:
     """Call a test that is marked to be watched, without any check, its global RNG seeded."""
     __tracebackhide__ = True
+    from pytest_trainloop.runtime.broken_off import BrokenOffError
+    from pytest_trainloop.runtime.deadline import Deadline
+    from pytest_trainloop.runtime.guard import Guard
     from pytest_trainloop.runtime.watch import watch
 
-    with watch() as run:
-        called = run_seeded(item, seed)
-    judge(item, run, marked=True)
-    return called
+    guard = Guard(Deadline(_watch_mark(item).timeout))
+    try:
+        with watch(guard) as run, guard.kept():
+            called = run_seeded(item, seed)
+    except BrokenOffError as broken:
+        ended = PromiseBrokenError(str(broken), *broken.trace.splitlines(), advice=broken.advice)
+    else:
+        judge(item, run, marked=True)
+        return called
+    leave(item, _verdict("watch", "failed", ended.cause, cause=ended.cause, advice=ended.advice))
+    _end(Failed(_text(item, "watch", ended.cause, ended.lines()), pytrace=False))
+
+
+def _watch_mark(item: pytest.Function) -> WatchMark:
+    """The options of the test's own `@pytest.mark.trainloop`, or their defaults."""
+    __tracebackhide__ = True
+    mark = item.get_closest_marker("trainloop")
+    try:
+        return read_options(WatchMark, "trainloop", mark.args, mark.kwargs) if mark else WatchMark()
+    except OptionError as wrong:
+        problem = str(wrong)
+    pytest.fail(f"usage error: {problem}", pytrace=False)
+
+
+def run_elsewhere(item: pytest.Function, names: list[str]) -> bool:
+    """Run a test in a process of its own; False in that process, where it is to be run."""
+    __tracebackhide__ = True
+    from pytest_trainloop.checks._isolated import EndedError, is_set_aside, run_in_own_process
+
+    if not is_set_aside(item):
+        return False
+    try:
+        run_in_own_process(item)
+        return True
+    except EndedError as ended:
+        cause = str(ended)
+    for name in names:
+        leave(item, _verdict(name, "failed", cause, cause=cause))
+    _end(Failed(_text(item, ", ".join(names) or "trainloop", cause, []), pytrace=False))
 
 
 def tiny_options(item: pytest.Item) -> Tiny:

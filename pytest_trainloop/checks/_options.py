@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -30,7 +31,10 @@ def read_options(
             f"{signature_of(declared, marker)}"
         )
     # Of the constructor, which knows the options alone: no class variables to resolve.
-    hints = get_type_hints(vars(declared)["__init__"])
+    names: dict[str, Any] = {}
+    for owner in reversed(declared.__mro__):
+        names.update(vars(sys.modules[owner.__module__]))
+    hints = get_type_hints(vars(declared)["__init__"], names)
     known = {option.name: hints[option.name] for option in _options(declared)}
     for option, value in kwargs.items():
         if option not in known:
@@ -41,6 +45,9 @@ def read_options(
         if not _fits(value, known[option]):
             raise OptionError(f"{title}: `{option}` is {_readable(known[option])}, not {value!r}")
     try:
+        timeout = kwargs.get("timeout")
+        if timeout is not None and not timeout > 0:
+            raise OptionError(f"`timeout` is a number of seconds above 0, not {timeout}")
         return declared(**kwargs)
     except ValueError as wrong:
         raise OptionError(f"{title}: {wrong}") from None
@@ -48,7 +55,11 @@ def read_options(
 
 def signature_of(declared: type, marker: str) -> str:
     """The marker as it is written with its defaults: `overfits(*, steps=100)`."""
-    options = ", ".join(f"{option.name}={option.default!r}" for option in _options(declared))
+    # Those of its own first: those that it has from its base are the same for all.
+    base = declared.__bases__[0]
+    common = {option.name for option in _options(base)} if is_dataclass(base) else set()
+    listed = sorted(_options(declared), key=lambda option: option.name in common)
+    options = ", ".join(f"{option.name}={option.default!r}" for option in listed)
     return f"{marker}(*, {options})" if options else marker
 
 
@@ -71,9 +82,11 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _readable(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_readable, get_args(hint)))
     if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(hint)))
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        values = ", ".join(map(repr, get_args(hint)))
+        return f"one of {values}" if len(get_args(hint)) > 1 else values
     names: dict[Any, str] = {
         int: "a whole number",
         float: "a number",
@@ -81,4 +94,4 @@ def _readable(hint: Any) -> str:
         str: "a string",
     }
     names[list[str]] = names[tuple[str, ...]] = "a list of strings"
-    return " or ".join(names.get(part, "None") for part in parts)
+    return names.get(hint, "None")

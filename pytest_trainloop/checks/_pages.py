@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pytest_trainloop.checks import check_class, check_names
-from pytest_trainloop.checks._check import Example, Fails, Passes, Unjudged
+from pytest_trainloop.checks._check import Check, Example, Fails, Passes, Unjudged
 from pytest_trainloop.markdown import (
     bullets,
     code_block,
@@ -18,9 +16,6 @@ from pytest_trainloop.markdown import (
     sections,
     table,
 )
-
-if TYPE_CHECKING:
-    from pytest_trainloop.checks._check import Check
 
 _KINDS = {Passes: "Passes", Fails: "Fails", Unjudged: "Cannot be judged"}
 _INTRODUCTION = """\
@@ -40,7 +35,7 @@ def check_page(check: type[Check]) -> str:
     """The page of a check, in Markdown."""
     told = sections(check.__doc__)
     description = told.pop("", "")
-    listed = told.pop("Options", "")
+    listed = f"{told.pop('Options', '')}\n{sections(Check.__doc__)['Options']}"
     first = [
         next(one for one in check.examples if isinstance(one, kind)) for kind in (Passes, Fails)
     ]
@@ -50,7 +45,7 @@ def check_page(check: type[Check]) -> str:
         check.summary(),
         description,
         code_block(f"@pytest.mark.{check.signature()}"),
-        listed and f"{heading(2, 'Options')}\n\n{options(listed)}",
+        f"{heading(2, 'Options')}\n\n{options(listed)}",
         heading(2, "Fixtures that the test uses") if check.needs else "",
         bullets(f"`{fixture}`: {reason}" for fixture, reason in check.needs.items()),
         *(_shown(2, example) for example in first),

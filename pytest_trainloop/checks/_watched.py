@@ -32,11 +32,14 @@ class TrainloopWarning(pytest.PytestWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Mark:
+class WatchMark:
     """The options of `@pytest.mark.trainloop(...)`."""
 
     #: Rules and families that have no say in this test.
     ignore: list[str] | str = field(default_factory=list)
+    #: As in `Check`.
+    timeout: float | None = None
+    isolate: Literal["process"] | None = None
 
 
 class Watching:
@@ -231,7 +234,7 @@ def _fail(text: str) -> NoReturn:
 
 def _ignored(item: pytest.Item) -> Iterator[str]:
     for mark in item.iter_markers("trainloop"):
-        names = read_options(_Mark, "trainloop", mark.args, mark.kwargs).ignore
+        names = read_options(WatchMark, "trainloop", mark.args, mark.kwargs).ignore
         yield from [names] if isinstance(names, str) else names
 
 

@@ -75,7 +75,11 @@ def user_place() -> tuple[str, int]:
 
     Where there is none, that of the innermost library that is not torch.
     """
-    frame: FrameType | None = sys._getframe(1)
+    return place_of(sys._getframe(1))
+
+
+def place_of(frame: FrameType | None) -> tuple[str, int]:
+    """As `user_place`, for the stack that ends in `frame`."""
     fallback: FrameType | None = None
     while frame is not None:
         # Asked several times in every step: look it up before calling anything.

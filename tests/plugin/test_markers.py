@@ -67,7 +67,8 @@ def test_they_leave_the_same_mark(request):
             "colour=1",
             (
                 "@pytest.mark.overfits has no option `colour`:"
-                " it takes overfits(*, steps=100, fall=0.5, optimizer=None)"
+                " it takes overfits(*, steps=100, fall=0.5, optimizer=None, timeout=None,"
+                " isolate=None)"
             ),
         ),
     ],
@@ -169,11 +170,12 @@ def test_the_markers_are_listed_with_their_options(pytester: pytest.Pytester) ->
         [
             "@pytest.mark.tiny(*",
             (
-                "@pytest.mark.overfits(*, steps=100, fall=0.5, optimizer=None):"
+                "@pytest.mark.overfits(*, steps=100, fall=0.5, optimizer=None, timeout=None,"
+                " isolate=None):"
                 " The loss falls on one frozen batch of the loop's own data."
             ),
             (
-                "@pytest.mark.resumes(*, after=None, steps=200):"
+                "@pytest.mark.resumes(*, after=None, steps=200, timeout=None, isolate=None):"
                 " Preempted and started again, the run is the same run."
             ),
         ]
