@@ -119,10 +119,13 @@ class SourceFile:
             ),
         )
 
-    @cached_property
-    def interesting(self) -> frozenset[int]:
-        """Where those functions begin that a reader of training loops must follow."""
-        return frozenset(each.start for each in self.extents.reaching_words(INTERESTING))
+    def leads_on(self, function: FunctionFacts) -> bool:
+        """Whether a reader of training loops must follow a function."""
+        extent = function.extent
+        if self.is_partial:
+            found = self.extents.beginning_at(extent.start)
+            return found is None or self.extents.leads_to(found, INTERESTING)
+        return self.extents.leads_to(extent, INTERESTING)
 
     def reaching(self, offsets: Iterable[int]) -> list[FunctionFacts]:
         """The functions that hold an offset, or mention one that does, at any depth."""
@@ -180,7 +183,7 @@ class FunctionFacts:
         """Whether its body can matter to a rule."""
         if isinstance(self.node, ast.Lambda):
             return True
-        return self.file.start_of(self.node.lineno) in self.file.interesting
+        return self.file.leads_on(self)
 
     @cached_property
     def is_generator(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _DEFINITION = re.compile(r"^([ \t]*)(?:async[ \t]+)?(def|class)[ \t]+(\w+)", re.MULTILINE)
+_IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 #: Methods that run when their class or an object of it is called.
 _CALLED_AS_CLASS = ("__init__", "forward", "__call__")
 
@@ -46,6 +47,8 @@ class Extents:
         self._firsts = [extent.first for extent in extents]
         self._around = list(_enclosing(extents))
         self._mentions: dict[str, frozenset[Extent]] = {}
+        self._named: dict[str, list[Extent]] = {}
+        self._leads: dict[Extent, bool] = {}
 
     def reaching(self, offsets: Iterable[int]) -> set[Extent]:
         """The functions that hold one of the offsets, or mention one that does, at any depth."""
@@ -54,16 +57,43 @@ class Extents:
             reached.update(self._holding(offset))
         return self._with_mentioning(reached)
 
-    def reaching_words(self, words: Iterable[str]) -> set[Extent]:
-        """The functions in which one of the words stands, or that mention one, at any depth."""
-        reached: set[Extent] = set()
-        for word in words:
-            at = self._text.find(word)
-            while at >= 0:
-                reached.update(self._holding(at))
-                # One hit between two beginnings or ends is enough.
-                at = self._text.find(word, self._next_border(at))
-        return self._with_mentioning(reached)
+    def beginning_at(self, start: int) -> Extent | None:
+        """The function whose `def` line begins at an offset."""
+        number = bisect_right(self._firsts, start) - 1
+        found = self._extents[number] if number >= 0 else None
+        return found if found is not None and found.start == start else None
+
+    def leads_to(self, extent: Extent, words: Iterable[str]) -> bool:
+        """Whether one of the words stands in a function, or in one that it mentions, at any depth.
+
+        The words have to be the same at each call: what was found is remembered.
+        """
+        known = self._leads.get(extent)
+        if known is not None:
+            return known
+        text = self._text
+        queue, seen = [extent], {extent}
+        for one in queue:
+            if self._leads.get(one) or any(word in text[one.first : one.end] for word in words):
+                self._leads[extent] = True
+                return True
+            for other in self._mentioned_in(one):
+                if other not in seen:
+                    seen.add(other)
+                    queue.append(other)
+        # None of those that it leads to leads anywhere either.
+        self._leads.update(dict.fromkeys(seen, False))
+        return False
+
+    def _mentioned_in(self, extent: Extent) -> Iterator[Extent]:
+        """The functions whose names stand in the text of one."""
+        if not self._named:
+            for other in self._extents:
+                for name in other.known_as:
+                    self._named.setdefault(name, []).append(other)
+        names = set(_IDENTIFIER.findall(self._text, extent.start, extent.end))
+        for name in names.intersection(self._named) - {extent.name}:
+            yield from self._named[name]
 
     def _with_mentioning(self, reached: set[Extent]) -> set[Extent]:
         queue = list(reached)
@@ -105,14 +135,6 @@ class Extents:
             if offset < extent.end:
                 yield extent
             number = self._around[number]
-
-    def _next_border(self, offset: int) -> int:
-        """Where the next function begins, or the one around the offset ends."""
-        number = bisect_right(self._firsts, offset)
-        border = self._firsts[number] if number < len(self._firsts) else len(self._text)
-        for extent in self._holding(offset):
-            return min(border, extent.end)
-        return border
 
 
 def _in_word(text: str, offset: int) -> bool:

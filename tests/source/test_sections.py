@@ -130,7 +130,8 @@ def test_a_function_reaches_a_place_through_those_it_mentions() -> None:
             caller()
         """
     )
-    extents = Extents(text, extents_of(text))
-    by_words = {each.name for each in extents.reaching_words(["backward"])}
-    assert by_words == {"leaf", "caller", "outermost"}
+    found = extents_of(text)
+    extents = Extents(text, found)
+    leading = {each.name for each in found if extents.leads_to(each, ["backward"])}
+    assert leading == {"leaf", "caller", "outermost"}
     assert {each.name for each in extents.reaching([text.index("caller()\n")])} == {"outermost"}

@@ -24,8 +24,10 @@ from pytest_trainloop.source.facts import (
     start_of,
 )
 
-#: `range` with a start that is given.
-_COUNTING = re.compile(r"\bt?range\(\s*(?!0\s*,)(?:[^(),]|\([^()]*\))+,")
+#: A loop over a `range` whose start is given.
+_COUNTING = re.compile(
+    r"\bfor\s+\w+\s+in\s+[^\n]*\bt?range\(\s*(?!\d+\s*,)(?:[^(),\n]|\([^()\n]*\))+,"
+)
 
 
 class ResumeEpochOffByOne(Rule):

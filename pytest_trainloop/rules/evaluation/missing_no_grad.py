@@ -42,6 +42,8 @@ _NEEDS_GRADIENTS = re.compile(
     r"|invert|inversion|attribut|deepdream|autograd|functorch|higher",
     re.IGNORECASE,
 )
+#: A module that switches itself, and a name in a docstring.
+_NO_SWITCH = re.compile(r"(?:^|[^\w.])self$|`[\w.]*$")
 #: How many values back a graph is traced.
 _FARTHEST = 300
 _GRADIENT_CALLS = frozenset(
@@ -292,6 +294,11 @@ class MissingNoGrad(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Yield what switches a model or computes gradients, but for what is only spoken of."""
+        return (at for at in super().seek(text) if not _NO_SWITCH.search(text, max(at - 40, 0), at))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for forwards with gradients on whose results no backward ever uses."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.rules.loss._activated_inputs import (
     activated_inputs,
-    loss_calls,
+    loss_calls_after,
     loss_text,
     where,
 )
@@ -211,8 +211,8 @@ class SigmoidBeforeBceWithLogits(Rule):
 
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
-        """Where a loss may be called."""
-        return loss_calls(text)
+        """Where a loss may be given probabilities."""
+        return loss_calls_after("igmoid", text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow the input of each loss on logits back to what it last went through."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
-from pytest_trainloop.rules.loss._activated_inputs import loss_calls, loss_text, where
+from pytest_trainloop.rules.loss._activated_inputs import loss_calls_after, loss_text, where
 from pytest_trainloop.source.facts import (
     Activation,
     Call,
@@ -23,6 +23,10 @@ _CLASSIFYING = frozenset({"nll_loss", "cross_entropy"})
 _NORMALISING = frozenset({"softmax", "log_softmax"})
 #: How code says that what it loops over, or is given, are batches.
 _BATCHES = re.compile(r"loader|batch", re.IGNORECASE)
+
+
+#: A softmax that may be over the first dimension.
+_OVER_FIRST = re.compile(r"oftmax\w*\([^\n]*\b0\b")
 
 
 class SoftmaxOverBatch(Rule):
@@ -172,8 +176,10 @@ class SoftmaxOverBatch(Rule):
 
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
-        """Where a loss may be called."""
-        return loss_calls(text)
+        """Where a loss may be given probabilities."""
+        if "oftmax" in text and not _OVER_FIRST.search(text):
+            return iter(())
+        return loss_calls_after("oftmax", text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at the dimension of what feeds each classification loss."""

@@ -29,11 +29,12 @@ _NEW_MODE = re.compile(r"^torch\.nn\.(?:\w*Dropout\d?d?|BatchNorm\dd)$")
 _MODE = re.compile(r"train|eval|infer|test|mode", re.IGNORECASE)
 
 _NEXT = re.compile(r"\n\s*(?:def|class|@)\b|\n\S")
-#: What may be one of these by its name, but for a method of the module.
+#: What may be one of these by its name, and what stands before it.
 _LAYER = re.compile(
-    r"(?<![\w.])(?!self\.)(?:\w+\.)*(?:Linear|Bilinear|Conv\w+|Embedding(?:Bag)?|(?:LSTM|GRU|RNN)(?:Cell)?"
-    r"|MultiheadAttention|Transformer\w+|\w*Dropout\d?d?|BatchNorm\dd)\("
+    r"(?:Linear|Conv(?:Transpose)?\dd|Embedding(?:Bag)?|(?:LSTM|GRU|RNN)(?:Cell)?|MultiheadAttention"
+    r"|Transformer(?:Encoder|Decoder)?(?:Layer)?|Dropout\d?d?|BatchNorm\dd)\("
 )
+_OWNER = re.compile(r"(?:^|[^\w.])((?:\w+\.)*)\w*$")
 
 
 class ModuleCreatedInForward(Rule):
@@ -169,9 +170,10 @@ class ModuleCreatedInForward(Rule):
         at = text.find("def forward")
         while at >= 0:
             end = _NEXT.search(text, at + 1)
-            made = _LAYER.search(text, at, end.start() if end else len(text))
-            if made:
-                yield made.start()
+            for made in _LAYER.finditer(text, at, end.start() if end else len(text)):
+                owner = _OWNER.search(text, max(made.start() - 60, 0), made.start())
+                if owner and not owner[1].startswith("self."):
+                    yield made.start()
             at = text.find("def forward", at + 1)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:

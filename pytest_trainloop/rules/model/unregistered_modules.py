@@ -45,6 +45,7 @@ _KEPT = re.compile(
     r"\s*(?:self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\((?=\s*(?:nn\.)?[A-Z])|dict\(|list\()"
     r"|(?P<name>\w+)(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|dict\(|list\())"
 )
+_BRACKET = re.compile(r"[()\[\]{},]")
 _END = re.compile(r"[\]}]|\n\s*\n")
 _MADE = re.compile(r"\bnn\.[A-Z]|\b[A-Z]\w*\(")
 #: What is put into one afterwards.
@@ -304,9 +305,9 @@ class UnregisteredModules(Rule):
         for at in super().seek(text):
             start = text.rfind("\n", 0, at) + 1
             kept, added = _KEPT.match(text, start), _ADDED.match(text, start)
-            if kept and _holds_a_module(text, kept.end()):
+            if kept and _holds_a_module(text, kept.end()) and _is_container(text, kept.end()):
                 name = kept["name"]
-                if name is None or re.search(rf"= {name}\b", text):
+                if name is None or re.search(rf"= {name}\b(?![\[.(])", text):
                     yield at
             elif added and not re.search(_REGISTERED.format(added["into"]), text):
                 yield at
@@ -370,6 +371,21 @@ def _maker_text(module: Value) -> str:
 def _collection_of(store: Store) -> Collection | None:
     found = [option for option in options(store.value) if isinstance(option, Collection)]
     return found[0] if len(found) == len(options(store.value)) == 1 else None
+
+
+def _is_container(text: str, start: int) -> bool:
+    """Whether the bracket before `start` makes a list, a dict or a tuple: `(x)` is only x."""
+    if text[start - 1] != "(" or text[start - 2].isalpha():
+        return True
+    depth = 0
+    for match in _BRACKET.finditer(text, start):
+        if match[0] in "([{":
+            depth += 1
+        elif match[0] in ")]}":
+            depth -= 1
+        if depth < 0 or (match[0] == "," and not depth):
+            return depth == 0
+    return False
 
 
 def _holds_a_module(text: str, start: int) -> bool:
