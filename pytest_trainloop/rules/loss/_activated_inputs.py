@@ -28,7 +28,9 @@ _FOREIGN_KEYWORD = re.compile(r"\s*(?!input\b|target\b)\w+\s*=(?!=)")
 _CLASS = re.compile(r"(?:CrossEntropy|NLL|BCE|BCEWithLogits)Loss\(")
 _TARGET = re.compile(r"(\w+)\s*(?::[^:=]+)?=\s*[\w.]*$")
 #: A softmax over what is attended to, or over the experts of a mixture.
-_WEIGHTING = re.compile(r"attn|attention|rout(?:er|ing)|import ", re.IGNORECASE)
+_WEIGHTING = re.compile(r"attn|attention|rout(?:er|ing)|weights\s*=|import ", re.IGNORECASE)
+#: The rest of an activation's name in code, after its first letter: prose goes on otherwise.
+_APPLIED = re.compile(r"\w+(?:[(\"')\]]|\s*$)", re.MULTILINE)
 
 
 def loss_calls(text: str) -> Iterator[int]:
@@ -78,7 +80,9 @@ def _may_be_output(text: str, at: int) -> bool:
     """Whether an activation may be of what a network returns: weights of a sum are not."""
     start, end = text.rfind("\n", 0, at) + 1, text.find("\n", at)
     line = text[start : end if end >= 0 else len(text)]
-    return is_code(text, at) and not _WEIGHTING.search(line)
+    return (
+        _APPLIED.match(text, at) is not None and is_code(text, at) and not _WEIGHTING.search(line)
+    )
 
 
 def _is_definition(text: str, at: int) -> bool:

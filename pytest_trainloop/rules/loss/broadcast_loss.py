@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _BROADCASTING = frozenset({"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"})
 #: A loss of torch that broadcasts, by its function or its class.
-_TORCH_LOSS = re.compile(r"(?:mse|l1|huber)_loss\b|(?:MSE|L1|Huber)Loss\b")
+_TORCH_LOSSES = ("mse_loss", "l1_loss", "huber_loss", "MSELoss", "L1Loss", "HuberLoss")
 #: A mean of squares or of absolute values, written by hand.
 _BY_HAND = re.compile(r"\.(?:mean|sum)\(")
 _POWER = re.compile(r"\*\*\s*2|\bpow\(|\bsquare\(|\babs\(")
@@ -185,7 +185,7 @@ class BroadcastLoss(Rule):
         for match in _BY_HAND.finditer(text):
             if _is_of_a_difference(text, match):
                 yield match.start()
-        if _TORCH_LOSS.search(text):
+        if any(name in text for name in _TORCH_LOSSES):
             for match in _CALLED.finditer(text):
                 if _may_differ(text, match.end()) and not _is_of_another_kind(text, match):
                     yield match.start()

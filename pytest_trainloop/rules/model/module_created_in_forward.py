@@ -22,7 +22,7 @@ from pytest_trainloop.source.facts import (
 
 #: Layers that are wrong if they are new each time: with random weights, or always in train mode.
 _NEW_WEIGHTS = re.compile(
-    r"^torch\.nn\.(?:Linear|Bilinear|Conv\dd|ConvTranspose\dd|Embedding(?:Bag)?|(?:LSTM|GRU|RNN)(?:Cell)?"
+    r"^torch\.nn\.(?:Linear|Bilinear|Conv\dd|ConvTranspose\dd|Embedding(?:Bag)?|LSTM(?:Cell)?|GRU(?:Cell)?|RNN(?:Cell)?"
     r"|MultiheadAttention|Transformer\w+)$"
 )
 _NEW_MODE = re.compile(r"^torch\.nn\.(?:\w*Dropout\d?d?|BatchNorm\dd)$")

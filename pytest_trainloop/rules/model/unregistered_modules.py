@@ -40,6 +40,7 @@ _READING = re.compile(
 _ADDING = frozenset({"append", "insert", "extend", "setdefault", "update"})
 _LISTS = frozenset({"list", "tuple", "listcomp"})
 
+_OPENED = re.compile(r"= ?[\[{(]|= (?:dict|list)\(|\.(?:append|extend|insert)\(")
 #: A list or dict that is bound to an attribute or a name, up to its end.
 _KEPT = re.compile(
     r"\s*(?:self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\((?=\s*(?:nn\.)?[A-Z])|dict\(|list\()"
@@ -53,10 +54,7 @@ _ADDED = re.compile(
     r"\s*(?:\w+\.)*(?P<into>\w+)(?:\.(?:append|extend|insert)\(|\[[^\]\n]*\]\s*=)"
     r"\s*(?:\d+,\s*)?(?:\w+\.)*[A-Z]\w*\("
 )
-#: A container of that name that registers what it holds, or that is given it.
-_REGISTERED = (
-    r"\b{0}\s*(?::[^=\n]*)?=[^\n]*(?:List|Dict|Sequential)\(|(?:List|Dict|Sequential)\(\*?{0}\b"
-)
+_REGISTERING_KINDS = ("List(", "Dict(", "Sequential(")
 
 
 class UnregisteredModules(Rule):
@@ -302,14 +300,15 @@ class UnregisteredModules(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Yield the lists and dicts that something with a class's name is put into."""
-        for at in super().seek(text):
+        for opened in _OPENED.finditer(text):
+            at = opened.start()
             start = text.rfind("\n", 0, at) + 1
             kept, added = _KEPT.match(text, start), _ADDED.match(text, start)
             if kept and _holds_a_module(text, kept.end()) and _is_container(text, kept.end()):
                 name = kept["name"]
                 if name is None or re.search(rf"= {name}\b(?![\[.(])", text):
                     yield at
-            elif added and not re.search(_REGISTERED.format(added["into"]), text):
+            elif added and not _is_registered(text, added["into"]):
                 yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
@@ -371,6 +370,16 @@ def _maker_text(module: Value) -> str:
 def _collection_of(store: Store) -> Collection | None:
     found = [option for option in options(store.value) if isinstance(option, Collection)]
     return found[0] if len(found) == len(options(store.value)) == 1 else None
+
+
+def _is_registered(text: str, name: str) -> bool:
+    """Whether a container of this name registers what it holds, or is given to one that does."""
+    if not any(kind in text for kind in _REGISTERING_KINDS):
+        return False
+    if any(f"{kind}{star}{name}" in text for kind in _REGISTERING_KINDS for star in ("", "*")):
+        return True
+    made = rf"{name}\s*(?::[^=\n]*)?=[^\n]*(?:List|Dict|Sequential)\("
+    return re.search(made, text) is not None
 
 
 def _is_container(text: str, start: int) -> bool:

@@ -23,6 +23,8 @@ from pytest_trainloop.source.facts import (
     same,
 )
 
+_CALLED = re.compile(r"(?:LR|[sS]chedule\w*|WarmRestarts)\(")
+
 
 class SchedulerNeverStepped(Rule):
     """A learning-rate scheduler is made, and nothing ever steps it.
@@ -236,6 +238,11 @@ class SchedulerNeverStepped(Rule):
             """,
         ),
     )
+
+    @classmethod
+    def seek(cls, text: str) -> Iterator[int]:
+        """Where something with a scheduler's name is called."""
+        return (match.start() for match in _CALLED.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for schedulers whose name is never used, and for Lightning's own rule about them."""
