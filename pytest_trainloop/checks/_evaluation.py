@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError
 from pytest_trainloop.rules._naming import counted, joined, listed
-from pytest_trainloop.runtime.calls import relative_difference
+from pytest_trainloop.runtime.calls import UNREADABLE, relative_difference
 
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.calls import ModelCall, ModelCalls
@@ -160,7 +160,12 @@ def refuse_graphs(evaluation: Evaluation) -> None:
 def refuse_chance(evaluation: Evaluation, other: OtherChance, tolerance: float) -> None:
     """Raise where another run of the evaluation was given or gave something else."""
     first, second = (calls[evaluation.first :] for calls in (evaluation.all_calls, other.calls))
-    if first[0].weights != (second[0].weights if second else b""):
+    if UNREADABLE in first[0].weights:
+        raise CannotJudgeError(
+            f"`{first[0].model}` gets its weights by its first call, inside of the evaluation",
+            advice="call it once in a fixture, before the evaluation",
+        )
+    if first[0].weights != (second[0].weights if second else ()):
         raise CannotJudgeError(
             "a second run of the body does not evaluate the same weights",
             advice="build the model inside the test or a fixture of it, from generators that are"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_trainloop.runtime.fingerprint import Digest, digest, digest_of
+from pytest_trainloop.runtime.fingerprint import Digest, digest
 from pytest_trainloop.runtime.models import LiveModel
 from pytest_trainloop.runtime.observe import Listener
 from pytest_trainloop.runtime.record import Batch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: Calls whose outputs are kept, to compare them with those of another run: so many of the
 #: first, and of the first without gradients.
 KEPT_CALLS = 8
+#: The fingerprint of a tensor that has no values to be read.
+UNREADABLE: Digest = b""
 #: Latest events among which the latest batch is looked for.
 _LATEST = 16
 
@@ -59,7 +61,7 @@ class ModelCall:
     changed: tuple[str, ...] = ()
     #: What it gave, and the weights that it gave it with, for some of the first calls.
     outputs: tuple[Tensor, ...] = ()
-    weights: Digest = b""
+    weights: tuple[Digest, ...] = ()
 
     def evaluates(self, body_trains: bool) -> bool:
         """Whether this is surely no part of training, in a body that trains or does not."""
@@ -118,10 +120,14 @@ class ModelCalls(Listener):
         import torch
 
         is_compiling = torch.compiler.is_compiling
+        level_of_transforms = torch._C._functorch.maybe_current_level
 
         def __call__(module: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
             __tracebackhide__ = True
             if is_compiling() or self._inside or not _has_state(module):
+                return original(module, *args, **kwargs)
+            if level_of_transforms() is not None:
+                # What torch.func maps over or differentiates has no values of its own.
                 return original(module, *args, **kwargs)
             self._inside = True
             try:
@@ -133,14 +139,20 @@ class ModelCalls(Listener):
 
     def _see(self, invocation: Invocation) -> Any:
         __tracebackhide__ = True
+        from torch.nn import parameter
+
         facts = self._describe(invocation)
         number = len(self.calls)
         self.calls.append(facts)
         self._without_gradients += not facts.grad_enabled
         keep = number < KEPT_CALLS or self._without_gradients <= KEPT_CALLS
         if keep:
-            facts.weights = digest_of(list(invocation.module.parameters()))
-        buffers = [(name, one, one.clone()) for name, one in invocation.module.named_buffers()]
+            facts.weights = tuple(map(_fingerprint, invocation.module.parameters()))
+        buffers = [
+            (name, one, one.clone())
+            for name, one in invocation.module.named_buffers()
+            if not parameter.is_lazy(one)
+        ]
         result = self.make(number, facts, invocation)
         outputs = tensors_in(result)
         facts.builds_graph = any(one.requires_grad for one in outputs)
@@ -188,17 +200,23 @@ class ModelCalls(Listener):
 
 
 def _has_state(module: Module) -> bool:
-    parameters = next(module.parameters(), None)
-    return parameters is not None or next(module.buffers(), None) is not None
+    """Whether a module is more than a function: it has weights or buffers, or is quantized."""
+    if next(module.parameters(), None) is not None:
+        return True
+    if type(module).__module__.startswith("torch.ao.quantization"):
+        # What quantizes a model collects numbers in buffers; that is its purpose.
+        return False
+    quantized = (type(one).__module__.startswith("torch.ao.nn") for one in module.modules())
+    return next(module.buffers(), None) is not None or any(quantized)
 
 
 def _fingerprint(tensor: Tensor) -> Digest:
-    """The fingerprint of a tensor; the same one for all that have no values to be read."""
+    """The fingerprint of a tensor, or `UNREADABLE`."""
     try:
         return digest(tensor)
-    except (RuntimeError, NotImplementedError, TypeError):
-        # On the meta device, nested, or being mapped over.
-        return b""
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        # On the meta device, nested, or not initialised so far.
+        return UNREADABLE
 
 
 def tensors_in(thing: Any) -> list[Tensor]:

@@ -68,6 +68,8 @@ def mixing(facts: ModelCall, invocation: Invocation, tolerance: float) -> Mixing
         outputs, layers = _again(invocation, Tensor.clone)
         alone, layers_alone = _again(invocation, partial(_copies_of, sample, size))
         for one, other in zip(outputs, alone, strict=False):
+            if _is_similarity(other, sample, size):
+                continue
             difference = _difference(one, other, sample, size)
             compared = compared or difference is not None
             if difference is not None and difference > tolerance:
@@ -91,6 +93,8 @@ def _batch_size(facts: ModelCall, invocation: Invocation) -> int | Unclear:
         return Unclear("it is given no batch")
     if known not in sizes and len(sizes) > 1:
         return Unclear("its inputs differ in their first dimension")
+    if _scales_by_the_batch(invocation.module):
+        return Unclear("its quantized layers take their scale from the batch")
     size = known if known is not None and known in sizes else sizes.pop()
     if _takes_time_first(invocation.module):
         if size != known or any(size in shape[1:2] for shape in shapes):
@@ -100,6 +104,11 @@ def _batch_size(facts: ModelCall, invocation: Invocation) -> int | Unclear:
 
 def _takes_time_first(module: Module) -> bool:
     return any(getattr(one, "batch_first", None) is False for one in module.modules())
+
+
+def _scales_by_the_batch(module: Module) -> bool:
+    home = "torch.ao.nn.quantized.dynamic"
+    return any(type(one).__module__.startswith(home) for one in module.modules())
 
 
 def _copies_of(sample: int, size: int, tensor: Tensor) -> Tensor:
@@ -137,7 +146,7 @@ def _put_back(module: Module) -> Iterator[None]:
 
 @contextmanager
 def _seen(module: Module) -> Iterator[list[_Seen]]:
-    """Collect what the modules give that have no others below them, in the order of their calls."""
+    """Collect what the modules below give, in the order in which they are done."""
     seen: list[_Seen] = []
 
     def see(name: str, one: Module, _: Any, output: Any) -> None:
@@ -145,10 +154,11 @@ def _seen(module: Module) -> Iterator[list[_Seen]]:
         if tensors:
             seen.append(_Seen(name, type(one).__name__, tensors[0].detach().clone()))
 
-    leaves = [
-        (name, one) for name, one in module.named_modules() if name and not list(one.children())
+    handles = [
+        one.register_forward_hook(partial(see, name))
+        for name, one in module.named_modules()
+        if name
     ]
-    handles = [one.register_forward_hook(partial(see, name)) for name, one in leaves]
     try:
         yield seen
     finally:
@@ -174,10 +184,15 @@ def _difference(one: Tensor, other: Tensor, sample: int, size: int) -> float | N
         return None
     if not one.is_floating_point():
         return None
-    if one.ndim == 2 and one.shape[1] == size and _is_constant(other[sample]):  # noqa: PLR2004
-        # Each sample against each: a similarity, which others are meant to be part of.
-        return None
     return relative_difference(one[sample], other[sample])
+
+
+def _is_similarity(alone: Tensor, sample: int, size: int) -> bool:
+    """Whether each sample is compared with each: others are meant to be part of that.
+
+    Among copies of itself, a sample is as similar to all of them.
+    """
+    return alone.shape == (size, size) and _is_constant(alone[sample])
 
 
 def _is_constant(row: Tensor) -> bool:

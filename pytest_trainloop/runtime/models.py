@@ -159,7 +159,8 @@ def depends_on_mode(module: Module) -> bool:
     makes no difference. A module with others below it may read it for another reason (to
     checkpoint activations, to take a faster way), so it needs a rate as well.
     """
-    code = getattr(type(module).forward, "__code__", None)
+    # The class of scripted modules has a `forward` that cannot be read.
+    code = getattr(getattr(type(module), "forward", None), "__code__", None)
     if code is None or "training" not in code.co_names:
         return False
     rates = _rates(module)

@@ -169,6 +169,33 @@ def under_attack(loader: Loader) -> object:
 
 
 @style
+def scripted(loader: Loader) -> object:
+    return put_back(torch.jit.script(network()), loader)
+
+
+@style
+def quantized(loader: Loader) -> object:
+    model = torch.ao.quantization.quantize_dynamic(network().eval(), {nn.Linear})
+    return put_back(model, loader)
+
+
+@style
+def generating(loader: Loader) -> object:
+    """Each call is given what the one before it kept of the sequence."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=8, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    model: Any = GPT2LMHeadModel(config)
+    model.eval()
+    return [
+        model.generate(
+            y[:, None], attention_mask=torch.ones(len(y), 1), max_new_tokens=3, do_sample=False
+        )
+        for _, y in loader
+    ]
+
+
+@style
 def ignite(loader: Loader) -> object:
     from ignite.engine import Engine, create_supervised_evaluator
     from ignite.metrics import Accuracy

@@ -253,6 +253,56 @@ def test_it(model, tiny_loader):
             )
         ],
     ),
+    "a model that its first call makes": (
+        """
+@evaluates
+def test_it(tiny_loader):
+    net = nn.LazyLinear(2).eval()
+    with torch.no_grad():
+        for x, _ in tiny_loader:
+            net(x)
+""",
+        [
+            (
+                "evaluates: cannot judge: `net` gets its weights by its first call, inside of the"
+                " evaluation"
+            )
+        ],
+    ),
+    "a forward that mixes before its next layer": (
+        """
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+    def forward(self, x):
+        return self.head(x) - self.head(x).mean(0)
+
+@evaluates
+def test_it(tiny_loader):
+    net = nn.Sequential(nn.Linear(4, 4), Centred(), nn.ReLU(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        for x, _ in tiny_loader:
+            net(x)
+""",
+        [
+            (
+                "evaluates: what `net` gives for a sample depends on the other samples of its"
+                " batch, from `1` (Centred) on"
+            )
+        ],
+    ),
+    "a model that is only mapped over": (
+        """
+@evaluates
+def test_it(tiny_loader):
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        for x, _ in tiny_loader:
+            torch.vmap(net)(x)
+""",
+        ["evaluates: cannot judge: the test body called no model"],
+    ),
     "a model of chance": (
         """
 import os
