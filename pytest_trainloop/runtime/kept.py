@@ -192,7 +192,7 @@ def _caches(root: Module) -> set[str]:
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in root.named_modules()
-        for name in module._non_persistent_buffers_set
+        for name in getattr(module, "_non_persistent_buffers_set", ())
     }
 
 

@@ -130,7 +130,7 @@ def _with_statistics(root: Module) -> Iterator[tuple[str, Any]]:
     import torch
 
     for name, module in root.named_modules():
-        mean = module._buffers.get("running_mean")
+        mean = getattr(module, "running_mean", None)
         if isinstance(mean, torch.Tensor) and not mean.is_meta and not root.training:
             yield f"{name}.running_mean" if name else "running_mean", module
 

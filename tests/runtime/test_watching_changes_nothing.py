@@ -24,6 +24,8 @@ FRAMEWORKS = {
     "ignite",
     "lightning_automatic",
     "lightning_manual",
+    # Compiling the first script draws random numbers too.
+    "scripted_model",
 }
 EVERY_STYLE = pytest.mark.parametrize("style", STYLES)
 

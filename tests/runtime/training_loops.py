@@ -280,6 +280,21 @@ def compiled_step() -> Result:
 
 
 @style
+def scripted_model() -> Result:
+    model, losses = network(dropout=0.0), []
+    scripted = torch.jit.script(model)
+    optimizer = torch.optim.AdamW(scripted.parameters(), lr=1e-2)
+    for x, y in batches():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(scripted(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        accuracy(scripted)
+    return losses, weights(scripted)
+
+
+@style
 def stateful_loader() -> Result:
     from torchdata.stateful_dataloader import (  # type: ignore[import-untyped]
         StatefulDataLoader,
