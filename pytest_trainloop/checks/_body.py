@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_trainloop.checks._fixtures import set_up_again
 from pytest_trainloop.runtime.accumulation import Accumulation
 from pytest_trainloop.runtime.deadline import Deadline
 from pytest_trainloop.runtime.drive import Interruption, Stopped
@@ -20,6 +21,7 @@ from pytest_trainloop.runtime.drive import Interruption, Stopped
 __tracebackhide__ = True
 
 if TYPE_CHECKING:
+    from pytest_trainloop.checks._fixtures import SharedFixtures
     from pytest_trainloop.runtime.observe import Listener
     from pytest_trainloop.runtime.record import Run
 
@@ -56,28 +58,44 @@ def new_folder(item: pytest.Item, name: str = "checkpoint") -> Path:
 class Body:
     """The function under a marker. Its global RNG is seeded anew before each run."""
 
-    def __init__(self, item: pytest.Function, seed: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        item: pytest.Function,
+        seed: int,
+        shared: SharedFixtures,
+        *,
+        used: bool,
+        timeout: float | None = None,
+    ) -> None:
         self.item = item
         self._deadline = Deadline(timeout)
         self.seed = seed
         #: The record of the first run, which is the one that rules are applied to.
         self.first: Run | None = None
-        self._wider: list[tuple[Any, Any]] = _wider_states(item)
+        self._shared = shared
+        #: Whether another check has used the fixtures that pytest made.
+        self._used = used
 
     def run(self, *listeners: Listener) -> Run:
-        """Run the body with the fixtures it was set up with; a check does so at most once.
+        """Run the body, with the fixtures that pytest made where they are as good as new.
 
         Whatever the body raises comes out, except a `Stopped` of ours.
 
         Raises:
             BrokenOffError: it took too long, or left, forked or outlived its process.
         """
+        if self._used:
+            return self._afresh(listeners, self.new_folder(), Interruption())
+        return self._run(listeners)
+
+    def _run(self, listeners: tuple[Listener, ...]) -> Run:
         from pytest_trainloop.runtime.guard import Guard
         from pytest_trainloop.runtime.seed import seed_all
         from pytest_trainloop.runtime.watch import watch
 
         item = self.item
         names = item._fixtureinfo.argnames
+        self._used = True
         arguments = {name: item.funcargs[name] for name in names}
         seed_all(self.seed)
         guard = Guard(self._deadline)
@@ -131,11 +149,10 @@ class Body:
 
         stage = stage_of(self.item)
         stage.folder, stage.interruption = folder, interruption
-        for holder, state in self._wider:
-            holder.load_state_dict(state)
+        self._shared.put_back()
         seed_all(self.seed)
-        _set_up_again(self.item)
-        return self.run(*listeners)
+        set_up_again(self.item)
+        return self._run(listeners)
 
     @property
     def stage(self) -> Stage:
@@ -155,39 +172,3 @@ class Body:
     def uses(self, fixture: str) -> bool:
         """Whether the test, or a fixture of it, asks for a fixture."""
         return fixture in self.item.fixturenames
-
-
-def _set_up_again(item: pytest.Function) -> None:
-    """Tear down what belongs to this test alone, and set it up anew.
-
-    Fixtures of a wider scope stay. pytest has no public way; this is what its plugins that
-    repeat tests do.
-    """
-    state = item.session._setupstate
-    # Typed for tests, but it only asks for the chain of collectors that are to stay.
-    # Fixtures such as `tmp_path` take what they noted in the stash away with them, and would
-    # miss it when they are torn down the next time.
-    kept = dict(item.stash._storage)
-    state.teardown_exact(cast("pytest.Item", item.parent))
-    for key, value in kept.items():
-        item.stash._storage.setdefault(key, value)
-    for attribute in ("_instance", "_obj"):
-        # Each run gets a fresh instance of its test class.
-        if isinstance(item.parent, pytest.Class):
-            item.__dict__.pop(attribute, None)
-    item._initrequest()
-    state.setup(item)
-
-
-def _wider_states(item: pytest.Function) -> list[tuple[Any, Any]]:
-    """Fixture values of a wider scope that have a state to put back before each run."""
-    import copy
-
-    found: list[tuple[Any, Any]] = []
-    for name, value in item.funcargs.items():
-        definitions = item._fixtureinfo.name2fixturedefs.get(name, ())
-        if not definitions or definitions[-1].scope == "function":
-            continue
-        if hasattr(value, "state_dict") and hasattr(value, "load_state_dict"):
-            found.append((value, copy.deepcopy(value.state_dict())))
-    return found

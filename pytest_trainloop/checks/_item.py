@@ -42,15 +42,19 @@ def run_checks(item: pytest.Function, names: list[str], seed: int) -> None:
     """
     __tracebackhide__ = True
     from pytest_trainloop.checks._body import Body
+    from pytest_trainloop.checks._fixtures import SharedFixtures
     from pytest_trainloop.runtime.seed import seeded
 
     checks = [_check_of(item, name) for name in names]
     mark = _watch_mark(item)
     _refuse_what_cannot_run(item, checks)
+    # A check that sets fixtures up anew goes last: the first uses those that pytest made.
+    checks.sort(key=lambda check: (check.runs_afresh, check.name))
     with seeded(seed):
-        # A check that sets fixtures up anew goes last: the others use those that pytest made.
-        for check in sorted(checks, key=lambda check: (check.runs_afresh, check.name)):
-            _run_check(item, check, Body(item, seed, check.timeout or mark.timeout))
+        shared = SharedFixtures(item)
+        for number, check in enumerate(checks):
+            timeout = check.timeout or mark.timeout
+            _run_check(item, check, Body(item, seed, shared, used=number > 0, timeout=timeout))
 
 
 def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
