@@ -26,7 +26,7 @@ from pytest_trainloop.source.facts import (
 
 #: A loop over a `range` whose start is given.
 _COUNTING = re.compile(
-    r"\bfor\s+\w+\s+in\s+[^\n]*\bt?range\(\s*(?!\d+\s*,)(?:[^(),\n]|\([^()\n]*\))+,"
+    r"\s*(?:async\s+)?for\s+\w+\s+in\s+[^\n]*\bt?range\(\s*(?!\d+\s*,)(?:[^(),\n]|\([^()\n]*\))+,"
 )
 
 
@@ -258,7 +258,9 @@ class ResumeEpochOffByOne(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Where a `for` begins to count at something other than 0."""
-        return (match.start() for match in _COUNTING.finditer(text))
+        for at in super().seek(text):
+            if _COUNTING.match(text, text.rfind("\n", 0, at) + 1):
+                yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Compare what is saved of an epoch's number with what the epochs start from."""

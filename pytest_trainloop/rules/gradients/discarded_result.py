@@ -53,7 +53,8 @@ _TRIED = re.compile(
     r"raises|warns|assert|profile|record_function|catch|suppress|timer", re.IGNORECASE
 )
 
-_IN_PLACE = re.compile(r"\.?\w+_\(")
+#: A method that leaves its object as it is: the name of one that does not ends in `_`.
+_METHOD_CALL = re.compile(r"\.?\w*(?<!_)\(")
 #: How a line ends that is not the end of its statement.
 _GOES_ON = frozenset("([{,\\+-*/=&|")
 
@@ -209,9 +210,7 @@ class DiscardedResult(Rule):
         for at in super().seek(text):
             start = text.rfind("\n", 0, at) + 1
             before = text[start:at].lstrip()
-            if not _NAME.match(before):
-                continue
-            if _IN_PLACE.match(text, at):
+            if not _NAME.match(before) or before == "self" or not _METHOD_CALL.match(text, at):
                 continue
             if _last_before(text, start) not in _GOES_ON:
                 yield at

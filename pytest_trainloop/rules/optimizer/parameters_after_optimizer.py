@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Parameter, Run
 
 
-_OF_ALL = re.compile(r"\w\(\s*(?:params\s*=\s*)?[^\s(),]*\.parameters\(\)")
+#: What stands before `.parameters()` where nothing but a model is given.
+_OF_ALL = re.compile(r"\w\(\s*(?:params\s*=\s*)?[^\s(),]*$")
 
 
 class ParametersAfterOptimizer(Rule):
@@ -231,7 +232,9 @@ class ParametersAfterOptimizer(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Where something is made of all parameters of a model."""
-        return (match.start() for match in _OF_ALL.finditer(text))
+        for at in super().seek(text):
+            if _OF_ALL.search(text, max(at - 80, 0), at):
+                yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow each optimizer from where it is made to its steps, and look for new layers."""
