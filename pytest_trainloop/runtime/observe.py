@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trainloop.runtime.kept_graphs import GraphWatch
 from pytest_trainloop.runtime.participants import Participants
 from pytest_trainloop.runtime.patch import Patches, hide_from_compiler
-from pytest_trainloop.runtime.place import readable, user_place
-from pytest_trainloop.runtime.record import CLOSE_EVERY, CLOSE_STEPS, Run, Step
+from pytest_trainloop.runtime.place import place_of, readable
 from pytest_trainloop.runtime.stale import StaleGradients
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_trainloop.runtime.probes.evaluations import Evaluations
     from pytest_trainloop.runtime.probes.seeds import Seeded
-    from pytest_trainloop.runtime.record import Backward
+    from pytest_trainloop.runtime.record import Backward, Run, Step
 
 
 class Listener:
@@ -109,18 +108,17 @@ class Observer:
         self.run.last_survey = self.people.survey()
         self.run.survey = None
 
-    def place(self) -> str:
-        """`path:line` of the user's code that is running now."""
-        place = user_place()
+    def place(self, skipped: int = 0) -> str:
+        """`path:line` of the user's code that is running now.
+
+        Args:
+            skipped: frames above this call that are our own; told where it is asked in each step.
+        """
+        place = place_of(sys._getframe(1 + skipped))
         text = self._places.get(place)
         if text is None:
             text = self._places[place] = readable(place)
         return text
-
-
-def looks_closely(number: int) -> bool:
-    """Whether the event with this number, from 1, is one to look at closely."""
-    return number <= CLOSE_STEPS or number % CLOSE_EVERY == 0
 
 
 @cache

@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_trainloop.runtime import record
 from pytest_trainloop.runtime.built import BuiltOptimizers
@@ -56,11 +56,11 @@ class KnownOptimizer:
     fact: record.Optimizer
     parameters: list[KnownParameter]
     #: The number of parameters in each of its groups when it was last read.
-    sizes: tuple[int, ...]
+    sizes: list[int]
     #: The calls that it was built by; empty if that was before the watch.
     stack: tuple[tuple[str, int], ...] = ()
-    #: How often its parameters had been written to after its last step.
-    written: tuple[int, ...] = ()
+    #: How often its first parameter had been written to after its last step.
+    written: int | None = None
     #: Its learning rates at the last step, kept to store equal ones once.
     rates: tuple[float, ...] = ()
 
@@ -84,9 +84,12 @@ class Participants:
 
     def optimizer(self, optimizer: Optimizer) -> KnownOptimizer:
         """The entry of an optimizer, made when it is first seen or its groups have grown."""
-        known = self.known_optimizer(optimizer)
-        if known is not None:
-            if known.sizes != _sizes(optimizer):
+        known = self._optimizers.get(id(optimizer))
+        if known is not None and known.ref() is optimizer:
+            groups = optimizer.param_groups
+            # A group that is itself made longer is seen when the step is looked at closely.
+            closely = record.looks_closely(known.fact.steps + 1)
+            if len(groups) != len(known.sizes) or (closely and _sizes(groups) != known.sizes):
                 self._read_groups(known, optimizer)
             return known
         fact = record.Optimizer(
@@ -99,7 +102,7 @@ class Participants:
         self.run.optimizers.append(fact)
         index = len(self.run.optimizers) - 1
         stack = self.built.stack(optimizer)
-        known = KnownOptimizer(index, weakref.ref(optimizer), fact, [], (), stack)
+        known = KnownOptimizer(index, weakref.ref(optimizer), fact, [], [], stack)
         self._optimizers[id(optimizer)] = known
         self._read_groups(known, optimizer)
         fact.replaces = self._replaced(known)
@@ -144,6 +147,10 @@ class Participants:
 
     def survey(self) -> list[record.Parameter]:
         """Describe every parameter as it stands now."""
+        for known_optimizer in list(self._optimizers.values()):
+            optimizer = known_optimizer.ref()
+            if optimizer is not None and _sizes(optimizer.param_groups) != known_optimizer.sizes:
+                self._read_groups(known_optimizer, optimizer)
         models = {id(known.model) for known in self._order if known.model is not None}
         for model in self.models:
             if id(model) in models:
@@ -157,14 +164,15 @@ class Participants:
                 old.fact.groups == new.fact.groups
                 and old.stack
                 and old.stack == new.stack
-                and old.written == _written(new)
+                and new.parameters
+                and old.written == new.parameters[0].tensor._version
             ):
                 return old.index
         return None
 
     def _read_groups(self, known: KnownOptimizer, optimizer: Optimizer) -> None:
         groups = [list(group["params"]) for group in optimizer.param_groups]
-        known.sizes = _sizes(optimizer)
+        known.sizes = _sizes(optimizer.param_groups)
         self._find_models([tensor for group in groups for tensor in group])
         entries = [[self._known(tensor) for tensor in group] for group in groups]
         known.parameters = [entry for group in entries for entry in group]
@@ -272,20 +280,14 @@ class Participants:
         )
 
 
-def note_written(known: KnownOptimizer, optimizer: Optimizer) -> None:
-    """Remember how often the parameters of an optimizer were written to, and its state."""
-    known.written = _written(known)
-    if known.fact.steps == 1:
-        values = [value for state in optimizer.state.values() for value in state.values()]
-        known.fact.stateful = any(value is not None for value in values)
+def note_state(known: KnownOptimizer, optimizer: Optimizer) -> None:
+    """Remember, after the first step, whether an optimizer keeps a state."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    known.fact.stateful = any(value is not None for value in values)
 
 
-def _written(known: KnownOptimizer) -> tuple[int, ...]:
-    return tuple([one.tensor._version for one in known.parameters[:1]])
-
-
-def _sizes(optimizer: Optimizer) -> tuple[int, ...]:
-    return tuple([len(group["params"]) for group in optimizer.param_groups])
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def _dense(tensor: Tensor) -> bool:

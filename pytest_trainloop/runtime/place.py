@@ -54,7 +54,7 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def frame_beyond(thing: object, frame: FrameType | None) -> FrameType | None:
     """The frame that called into the methods of `thing` that `frame` and its callers may be."""
-    while frame is not None and frame.f_locals.get("self") is thing:
+    while frame is not None and _variables(frame).get("self") is thing:
         frame = frame.f_back
     return frame
 
@@ -70,12 +70,15 @@ def functions_on_stack() -> tuple[str, ...]:
     return tuple(frame.f_code.co_name for frame in _outwards(sys._getframe(1)))
 
 
-def user_place() -> tuple[str, int]:
+def user_place(skipped: int = 0) -> tuple[str, int]:
     """File and 1-based line of the innermost frame of the user's code.
 
     Where there is none, that of the innermost library that is not torch.
+
+    Args:
+        skipped: frames above this call that are known to be our own.
     """
-    return place_of(sys._getframe(1))
+    return place_of(sys._getframe(1 + skipped))
 
 
 def place_of(frame: FrameType | None) -> tuple[str, int]:

@@ -5,7 +5,7 @@ is the event's time. `Run.optimizers`, `Run.parameters` and `Run.loaders` say wh
 Nothing here imports torch: numbers are Python's, names are the user's own.
 
 What costs too much to look at in every step (gradient norms, stale gradients, modes) is looked
-at *closely* in an optimizer's first 64 steps and in each 32nd after that; elsewhere it is None.
+at *closely* in an optimizer's first 64 steps and in each 128th after that; elsewhere it is None.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 #: Steps of an optimizer that are looked at closely: each of the first, then one in so many.
 CLOSE_STEPS = 64
-CLOSE_EVERY = 32
+CLOSE_EVERY = 128
+
+
+def looks_closely(number: int) -> bool:
+    """Whether the event with this number, from 1, is one to look at closely."""
+    return number <= CLOSE_STEPS or number % CLOSE_EVERY == 0
 
 
 @dataclass(slots=True)
@@ -140,6 +145,7 @@ class Clearing:
     kind: str
     #: Whether it was an optimizer's.
     by_optimizer: bool
+    #: Empty where it was not looked at closely.
     where: str
 
 

@@ -41,36 +41,37 @@ class StaleGradients:
     """Marks on the gradients that optimizers have used."""
 
     def __init__(self) -> None:
-        self._marks: dict[int, _Mark] = {}
+        #: By the number of the parameter.
+        self.marks: dict[int, _Mark] = {}
 
     def mark(self, optimizer: KnownOptimizer) -> None:
         """Remember the gradients that `optimizer` has just used."""
         for known in optimizer.parameters:
             gradient = known.tensor.grad
             if gradient is not None:
-                self._marks[known.index] = _Mark(
+                self.marks[known.index] = _Mark(
                     known.tensor, weakref.ref(gradient), gradient._version
                 )
 
     def unmark(self, optimizer: KnownOptimizer) -> None:
         """Forget the marks of an optimizer."""
-        if self._marks:
+        if self.marks:
             for known in optimizer.parameters:
-                self._marks.pop(known.index, None)
+                self.marks.pop(known.index, None)
 
     def before_backward(self) -> None:
         """Drop the marks of gradients that were cleared."""
-        if not self._marks:
+        if not self.marks:
             return
-        cleared = [index for index, mark in self._marks.items() if not mark.unchanged()]
+        cleared = [index for index, mark in self.marks.items() if not mark.unchanged()]
         for index in cleared:
-            del self._marks[index]
+            del self.marks[index]
 
     def after_backward(self) -> None:
         """Renew the marks: what is still marked has now been added to."""
-        if not self._marks:
+        if not self.marks:
             return
-        for mark in self._marks.values():
+        for mark in self.marks.values():
             gradient = mark.tensor.grad
             if gradient is not None:
                 mark.gradient, mark.version = weakref.ref(gradient), gradient._version
@@ -78,10 +79,10 @@ class StaleGradients:
 
     def used_by(self, optimizer: KnownOptimizer) -> tuple[int, ...]:
         """Parameters of `optimizer` whose old gradient is part of the one it is about to use."""
-        if not self._marks:
+        if not self.marks:
             return ()
         return tuple(
             known.index
             for known in optimizer.parameters
-            if (mark := self._marks.get(known.index)) is not None and mark.added_to
+            if (mark := self.marks.get(known.index)) is not None and mark.added_to
         )

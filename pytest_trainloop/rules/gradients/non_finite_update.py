@@ -25,7 +25,7 @@ class NonFiniteUpdate(Rule):
     What torch does: nothing. Only `GradScaler` leaves such an update out.
 
     Limits: updates that a `GradScaler` or the loop leaves out are not reported. Gradients are
-    looked at in the first 64 steps of an optimizer and in each 32nd after that.
+    looked at in the first 64 steps of an optimizer and in each 128th after that.
     """
 
     since = "0.1"

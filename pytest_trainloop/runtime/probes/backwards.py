@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 from pytest_trainloop.runtime.criteria import note_criteria
 from pytest_trainloop.runtime.direction import pull_of
 from pytest_trainloop.runtime.models import reached_leaves
-from pytest_trainloop.runtime.observe import looks_closely
 from pytest_trainloop.runtime.probes.scaling import scale_of
-from pytest_trainloop.runtime.record import Backward
+from pytest_trainloop.runtime.record import Backward, looks_closely
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +59,8 @@ class _Backwards:
                 raise
             finally:
                 self.running = False
-            self.observer.stale.after_backward()
+            if self.observer.stale.marks:
+                self.observer.stale.after_backward()
             if self.observer.scalers:
                 scaled = event.scale != 1.0
                 self.observer.scaled = self.observer.people.gradients() if scaled else []
@@ -80,9 +80,10 @@ class _Backwards:
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backward:
         observer = self.observer
         self.count += 1
-        losses = _as_list(args[0] if args else kwargs.get("tensors"))
-        weights = _as_list(args[1] if len(args) > 1 else kwargs.get("grad_tensors"))
-        where = observer.place()
+        given: Any = args[0] if args else kwargs.get("tensors")
+        losses: list[Tensor] = list(given) if isinstance(given, (list, tuple)) else [given]
+        weight = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
+        where = observer.place(2)
         if observer.seeded is not None:
             seeding, observer.seeded = observer.seeded.before_backward(), None
             observer.run.events += [seeding] if seeding else []
@@ -93,20 +94,23 @@ class _Backwards:
             observer.evaluations.before_backward()
             observer.evaluations.backwards = self.count
         scale = scale_of(losses[0]) if observer.scalers and losses else 1.0
-        inside = observer.people.optimizer(observer.stepping[0]) if observer.stepping else None
         close = looks_closely(self.count)
         if close and not _is_used_again(args, kwargs):
             observer.graphs.mark(losses)
+        # By position: made in every step.
         event = Backward(
-            value=_value(losses, weights, scale),
-            scale=scale,
-            where=where,
-            inside_step_of=inside.index if inside else None,
-            in_eval_mode=self.modes() if close else None,
+            _weighted(losses[0], None)
+            if scale == 1.0 and weight is None and len(losses) == 1
+            else _value(losses, _as_list(weight), scale),
+            scale,
+            where,
+            observer.people.optimizer(observer.stepping[0]).index if observer.stepping else None,
+            self.modes() if close else None,
         )
         observer.run.events.append(event)
         observer.pending.append(event)
-        observer.stale.before_backward()
+        if observer.stale.marks:
+            observer.stale.before_backward()
         for listener in observer.listeners:
             listener.before_backward(event)
         return event
@@ -144,8 +148,6 @@ def _value(
     losses: list[Tensor], weights: list[Tensor | None], scale: float
 ) -> SupportsFloat | None:
     """The sum of what is back-propagated, each weighted with the gradient it is given."""
-    if len(losses) == 1 and not weights and scale == 1.0:
-        return cast("SupportsFloat | None", _weighted(losses[0], None))
     total: Any = None
     for position, loss in enumerate(losses):
         weight = weights[position] if position < len(weights) else None

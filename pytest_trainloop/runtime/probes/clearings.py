@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_trainloop.runtime.record import Clearing
+from pytest_trainloop.runtime.record import Clearing, looks_closely
 
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.observe import Observer
@@ -18,6 +19,7 @@ def install(observer: Observer) -> None:
     from torch.optim import Optimizer
 
     def replace(original: Callable[..., Any]) -> FunctionType:
+        numbers = count(1)
         by_optimizer = original.__qualname__.startswith("Optimizer")
 
         def zero_grad(cleared: Any, *args: Any, **kwargs: Any) -> Any:
@@ -27,7 +29,7 @@ def install(observer: Observer) -> None:
                 known = observer.people.known_optimizer(cleared) if by_optimizer else None
                 index = None if known is None else known.index
                 kind = type(cleared).__name__
-                where = observer.place()
+                where = observer.place(1) if looks_closely(next(numbers)) else ""
                 if observer.pending and by_optimizer and not observer.stepping:
                     observer.left_out[id(cleared)] = len(observer.pending)
                 observer.run.events.append(Clearing(index, kind, by_optimizer, where))

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_trainloop.runtime.observe import looks_closely
-from pytest_trainloop.runtime.participants import note_written
-from pytest_trainloop.runtime.record import Step
+from pytest_trainloop.runtime.participants import note_state
+from pytest_trainloop.runtime.record import Step, looks_closely
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 
     from pytest_trainloop.runtime.observe import Observer
     from pytest_trainloop.runtime.participants import KnownOptimizer
+
+#: The optimizer that counts how often it evaluates closures.
+_COUNTING = "LBFGS"
 
 
 def install(observer: Observer) -> None:
@@ -52,6 +54,7 @@ class _Open:
     #: calls waited for it.
     evaluations: int = 0
     pending: int = 0
+    close: bool = False
 
 
 class _Steps:
@@ -72,8 +75,12 @@ class _Steps:
             return
         known = observer.people.optimizer(optimizer)
         step = self.describe(optimizer, known)
-        evaluations, pending = _evaluations(optimizer), len(observer.pending)
-        self.open.append(_Open(optimizer, id(frame), step, known, evaluations, pending))
+        close = looks_closely(step.number)
+        if close:
+            self.look_closely(step, optimizer, known)
+        evaluations = _evaluations(optimizer) if known.fact.kind == _COUNTING else 0
+        pending = len(observer.pending)
+        self.open.append(_Open(optimizer, id(frame), step, known, evaluations, pending, close))
         observer.stepping.append(optimizer)
         for listener in observer.listeners:
             listener.before_step(optimizer, step)
@@ -84,51 +91,63 @@ class _Steps:
         if not observer.patches.active or not self.open:
             return
         opened = self.open.pop()
-        if opened.step is None or opened.known is None:
+        step, known = opened.step, opened.known
+        if step is None or known is None:
             return
         observer.stepping.pop()
-        step = opened.step
-        if len(observer.pending) > opened.pending and looks_closely(step.number):
+        if opened.close and len(observer.pending) > opened.pending:
             # A closure made the gradients after the first look.
-            self.look_closely(step, optimizer, opened.known)
-        observer.stale.unmark(opened.known)
-        self.take_backwards(step, optimizer, _evaluations(optimizer) - opened.evaluations)
+            self.look_closely(step, optimizer, known)
+        if observer.stale.marks:
+            observer.stale.unmark(known)
+        self.take_backwards(step, optimizer)
+        if known.fact.kind == _COUNTING:
+            _count_first_evaluation(step, _evaluations(optimizer) - opened.evaluations)
         found_inf = getattr(optimizer, "found_inf", None)
-        step.applied = not (found_inf is not None and bool(found_inf))
-        opened.known.fact.steps = step.number
-        note_written(opened.known, optimizer)
+        if found_inf is not None:
+            step.applied = not bool(found_inf)
+        known.fact.steps = step.number
+        if known.parameters:
+            known.written = known.parameters[0].tensor._version
         observer.run.events.append(step)
-        if step.backwards and looks_closely(step.number):
-            observer.graphs.after_step(step.number, step.backwards[-1].where)
+        if opened.close:
+            self.after_close_step(step, optimizer, known)
         if looks_closely(step.number + 1):
-            observer.stale.mark(opened.known)
+            observer.stale.mark(known)
         for listener in observer.listeners:
             listener.after_step(optimizer, step)
 
+    def after_close_step(self, step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
+        if step.number == 1:
+            note_state(known, optimizer)
+        if step.backwards:
+            self.observer.graphs.after_step(step.number, step.backwards[-1].where)
+
     def describe(self, optimizer: Optimizer, known: KnownOptimizer) -> Step:
         observer = self.observer
-        rates = tuple([_rate(group) for group in optimizer.param_groups])
+        groups = optimizer.param_groups
+        rate = groups[0].get("lr") if len(groups) == 1 else None
+        rates = (rate,) if type(rate) is float else tuple(map(_rate, groups))
         if rates != known.rates:
             known.rates = rates
+        # By position: made in every step.
         step = Step(
-            optimizer=known.index,
-            number=known.fact.steps + 1,
-            backwards=(),
-            learning_rates=known.rates,
-            where=observer.place(),
-            through_scaler=id(optimizer) in observer.scaler_stepping,
+            known.index,
+            known.fact.steps + 1,
+            (),
+            known.rates,
+            observer.place(2),
+            id(optimizer) in observer.scaler_stepping,
         )
         if observer.scaled and not step.through_scaler:
             step.scaled = _still_scaled(known, observer.scaled)
-        if looks_closely(step.number):
-            self.look_closely(step, optimizer, known)
         return step
 
     def look_closely(self, step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
         step.stale = self.observer.stale.used_by(known)
         _look_at_gradients(step, optimizer, known)
 
-    def take_backwards(self, step: Step, optimizer: Optimizer, evaluations: int) -> None:
+    def take_backwards(self, step: Step, optimizer: Optimizer) -> None:
         observer = self.observer
         if observer.pending:
             # All of them, where it cleared all: an update without gradients is to be seen as one.
@@ -137,9 +156,6 @@ class _Steps:
             observer.pending.clear()
             observer.left_out.clear()
         step.backwards = observer.used
-        if evaluations > 1:
-            inside = sum(backward.inside_step_of is not None for backward in step.backwards)
-            step.counted = len(step.backwards) - inside + max(1, inside // evaluations)
 
     def is_part_of_another(self, optimizer: Optimizer) -> bool:
         """Whether a step of the same parameters is going on: `super().step()`, a wrapper."""
@@ -185,11 +201,15 @@ def _rate(group: dict[str, Any]) -> float:
 
 
 def _evaluations(optimizer: Optimizer) -> int:
-    """How often the optimizer has evaluated closures so far; 0 if it does not count."""
-    if type(optimizer).__name__ != "LBFGS":
-        return 0
+    """How often an optimizer that counts it has evaluated closures so far."""
     state = optimizer.state.get(optimizer.param_groups[0]["params"][0], {})
     return int(state.get("func_evals", 0))
+
+
+def _count_first_evaluation(step: Step, evaluations: int) -> None:
+    if evaluations > 1:
+        inside = sum(backward.inside_step_of is not None for backward in step.backwards)
+        step.counted = len(step.backwards) - inside + max(1, inside // evaluations)
 
 
 def _look_at_gradients(step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
