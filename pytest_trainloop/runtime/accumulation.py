@@ -76,7 +76,7 @@ class TakeUpdates(StopAfter):
         self.updates: list[Update] = []
         #: Whether some of the loop computes in half the precision.
         self.half_precision = False
-        #: The weights, by name, at the first backward.
+        #: The weights that were known at the first backward, by name.
         self.start: dict[str, Tensor] = {}
         self._samples: list[Digest] = []
         self._rng: dict[str, Digest] | None = None
@@ -85,6 +85,7 @@ class TakeUpdates(StopAfter):
         self._found: list[bool] = []
         self._used: list[bool] = []
         self._calls = 0
+        self._begun = False
         self._norm: float | None = None
 
     def begin(self, observer: Observer) -> None:
@@ -117,7 +118,8 @@ class TakeUpdates(StopAfter):
         """Note whether the forward drew, and whether there is something to add to."""
         self._drew = self._drew or (self._rng is not None and self._rng != rng_digests())
         self._found.append(any(_is_there(one.grad) for _, one in self._parameters()))
-        if not self.start:
+        if not self._begun:
+            self._begun = True
             self.start = {name: _copy(one) for name, one in self._parameters()}
 
     def before_step(self, optimizer: Optimizer, step: Step) -> None:

@@ -152,6 +152,37 @@ def without_a_loader(data: TensorDataset, accumulation: Accumulation) -> object:
 
 
 @style
+def of_checkpointed_activations(data: TensorDataset, accumulation: Accumulation) -> object:
+    from torch.utils.checkpoint import checkpoint
+
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        for i, (x, y) in enumerate(batches(data, accumulation), 1):
+            answers = checkpoint(model, x.requires_grad_(), use_reentrant=True)
+            (F.cross_entropy(answers, y) / accumulation.steps).backward()
+            if i % accumulation.steps == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    return model
+
+
+@style
+def of_a_compiled_model(data: TensorDataset, accumulation: Accumulation) -> object:
+    torch._dynamo.reset()
+    model = network()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        for i, (x, y) in enumerate(batches(data, accumulation), 1):
+            (F.cross_entropy(compiled(x), y) / accumulation.steps).backward()
+            if i % accumulation.steps == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+    return model
+
+
+@style
 def accelerate(data: TensorDataset, accumulation: Accumulation) -> object:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
