@@ -87,9 +87,7 @@ class Participants:
         known = self._optimizers.get(id(optimizer))
         if known is not None and known.ref() is optimizer:
             groups = optimizer.param_groups
-            # A group that is itself made longer is seen when the step is looked at closely.
-            closely = record.looks_closely(known.fact.steps + 1)
-            if len(groups) != len(known.sizes) or (closely and _sizes(groups) != known.sizes):
+            if len(groups) != len(known.sizes) or _sizes(groups) != known.sizes:
                 self._read_groups(known, optimizer)
             return known
         fact = record.Optimizer(
@@ -147,10 +145,6 @@ class Participants:
 
     def survey(self) -> list[record.Parameter]:
         """Describe every parameter as it stands now."""
-        for known_optimizer in list(self._optimizers.values()):
-            optimizer = known_optimizer.ref()
-            if optimizer is not None and _sizes(optimizer.param_groups) != known_optimizer.sizes:
-                self._read_groups(known_optimizer, optimizer)
         models = {id(known.model) for known in self._order if known.model is not None}
         for model in self.models:
             if id(model) in models:

@@ -70,15 +70,12 @@ def functions_on_stack() -> tuple[str, ...]:
     return tuple(frame.f_code.co_name for frame in _outwards(sys._getframe(1)))
 
 
-def user_place(skipped: int = 0) -> tuple[str, int]:
+def user_place() -> tuple[str, int]:
     """File and 1-based line of the innermost frame of the user's code.
 
     Where there is none, that of the innermost library that is not torch.
-
-    Args:
-        skipped: frames above this call that are known to be our own.
     """
-    return place_of(sys._getframe(1 + skipped))
+    return place_of(sys._getframe(1))
 
 
 def place_of(frame: FrameType | None) -> tuple[str, int]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pytest_trainloop import watch
 from tests.rules.watch.conftest import Observed, batches, network, train
 
 HERE = "tests/rules/watch/test_optimizers_in_a_run.py"
@@ -226,3 +227,16 @@ def test_optimizers_that_may_be_built_anew(
         make_and_train(network(), kind)
 
     assert observed(loop) == []
+
+
+def test_a_group_that_is_made_longer_between_close_looks() -> None:
+    model, head = network(), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch() as run:
+        for number, (x, y) in enumerate(batches(80)):
+            optimizer.zero_grad()
+            F.cross_entropy(head(model(x)), y).backward()
+            if number == 70:
+                optimizer.param_groups[0]["params"] += head.parameters()
+            optimizer.step()
+    assert [one.optimizers for one in run.parameters if one.reached] == [(0,)] * 6
