@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.frames import Branch, Inside, loops_of
 from pytest_trainloop.source.resuming import goes_on, is_loaded
-from pytest_trainloop.source.roles import is_accelerator, is_fabric, is_model
+from pytest_trainloop.source.roles import is_accelerator, is_fabric, is_model, is_optimizer
 from pytest_trainloop.source.values import (
     Collection,
     Constant,
@@ -23,6 +23,8 @@ from pytest_trainloop.source.values import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pytest_trainloop.source.events import Call, Trace
     from pytest_trainloop.source.loops import TrainingLoop
 
@@ -155,6 +157,22 @@ class Checkpoints:
             and call.receiver is not None
             and role(call.receiver)
             and any(is_loaded(value) for given in call.args for value in origins(given))
+        )
+
+    def restoring_optimizers_of(self, loops: Iterable[TrainingLoop]) -> tuple[Call, ...]:
+        """The calls that restore an optimizer that the loops step: in their run, or by its name.
+
+        A file may hold several runs, each with an optimizer of its own, as tests do.
+        """
+        names: set[str] = set()
+        inside: set[int] = set()
+        for loop in loops:
+            names.update(step.optimizer_text for step in loop.steps)
+            inside.update(id(call) for call in loop.trace.calls)
+        return tuple(
+            call
+            for call in self.restoring(is_optimizer)
+            if id(call) in inside or call.receiver_text in names
         )
 
     def saves_with(self, role: Role) -> tuple[Save, ...]:

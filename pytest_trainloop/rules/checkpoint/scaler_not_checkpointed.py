@@ -158,6 +158,31 @@ class ScalerNotCheckpointed(Rule):
             """,
         ),
         Good(
+            "another run of the same file is saved",
+            """
+            def with_amp(model, loader, optimizer):
+                scaler = torch.amp.GradScaler("cuda")
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    with torch.autocast("cuda"):
+                        loss = F.cross_entropy(model(x), y)
+                    scaler.scale(loss).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
+
+            def without_amp(model, loader, path):
+                sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+                saved = torch.load(path)
+                model.load_state_dict(saved["model"])
+                sgd.load_state_dict(saved["optimizer"])
+                for x, y in loader:
+                    sgd.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    sgd.step()
+                torch.save({"model": model.state_dict(), "optimizer": sgd.state_dict()}, path)
+            """,
+        ),
+        Good(
             "no scaler at all",
             """
             def train(model, loader, epochs, path):
@@ -180,8 +205,9 @@ class ScalerNotCheckpointed(Rule):
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Where the optimizer comes back, look for the scaler that steps it."""
         checkpoints = file.checkpoints
-        restored = checkpoints.restoring(is_optimizer)
-        steps = [step for loop in file.loops for step in loop.steps if _is_scaled(step)]
+        scaled = [loop for loop in file.loops if any(map(_is_scaled, loop.steps))]
+        restored = checkpoints.restoring_optimizers_of(scaled)
+        steps = [step for loop in scaled for step in loop.steps if _is_scaled(step)]
         if not restored or not steps or checkpoints.restores_state_of(is_scaler):
             return
         if _computes_in_bfloat16(file):

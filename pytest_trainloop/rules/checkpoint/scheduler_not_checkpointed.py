@@ -229,6 +229,33 @@ class SchedulerNotCheckpointed(Rule):
             """,
         ),
         Good(
+            "another run of the same file is saved",
+            """
+            def scheduled(model, loader, epochs):
+                adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+                scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs)
+                for _ in range(epochs):
+                    for x, y in loader:
+                        adam.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        adam.step()
+                    scheduler.step()
+
+            def constant(model, loader, epochs, path):
+                sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+                saved = torch.load(path)
+                model.load_state_dict(saved["model"])
+                sgd.load_state_dict(saved["optimizer"])
+                for epoch in range(saved["epoch"] + 1, epochs):
+                    for x, y in loader:
+                        sgd.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        sgd.step()
+                    state = {"model": model.state_dict(), "optimizer": sgd.state_dict()}
+                    torch.save({**state, "epoch": epoch}, path)
+            """,
+        ),
+        Good(
             "the learning rate is set by hand from the epoch",
             """
             def train(model, loader, epochs, path):
@@ -253,8 +280,9 @@ class SchedulerNotCheckpointed(Rule):
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Where the optimizer comes back, look for the scheduler that it is driven by."""
         checkpoints = file.checkpoints
-        restored = checkpoints.restoring(is_optimizer)
         steps = _own_steps(file)
+        driven = [loop for loop in file.loops if any(step in loop.trace.calls for step in steps)]
+        restored = checkpoints.restoring_optimizers_of(driven)
         if not restored or not steps or checkpoints.restores_state_of(is_scheduler):
             return
         name = steps[0].receiver_text
