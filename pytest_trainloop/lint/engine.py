@@ -69,9 +69,13 @@ def lint(run: Run) -> Linted:
         respect_gitignore=settings.respect_gitignore,
         force_exclude=run.force_exclude,
     )
-    results, selected = _results(run, found.paths)
+    around = surroundings(run, found.paths)
+    results, selected = _results(run, found.paths, around)
     errors = [*found.errors, *(error for result in results for error in result.errors)]
-    problems = Settling(settings, selected, root=run.root).problems(results)
+    asked = set(found.paths)
+    is_whole = len(around) == len(found.paths)
+    settling = Settling(settings, selected, root=run.root, is_whole=is_whole)
+    problems = tuple(problem for problem in settling.problems(results) if problem.path in asked)
     report = Report(problems, tuple(sorted(errors, key=_order)), len(found.paths))
     return Linted(report, found.paths, found.notes)
 
@@ -83,19 +87,23 @@ def lint_text(run: Run, path: str, data: bytes) -> Linted:
         UnknownNameError: a rule was selected that source cannot show.
     """
     rules = _rules(run.settings)
-    result = _linter(rules, [path], run.time_limit_s).lint_bytes(path, data)
+    around = surroundings(run, [path])
+    result = _linter(rules, around, run.time_limit_s).lint_bytes(path, data)
     try:
         documents = {path: document_from_bytes(path, data)}
     except UnreadableError:
         documents = {}
-    settling = Settling(run.settings, rules, root=run.root, documents=documents)
-    return Linted(Report(settling.problems([result]), result.errors, 1), [path])
+    settling = Settling(
+        run.settings, rules, root=run.root, is_whole=len(around) == 1, documents=documents
+    )
+    problems = tuple(p for p in settling.problems([result]) if p.path == path)
+    return Linted(Report(problems, result.errors, 1), [path])
 
 
 def document_linter(run: Run, files: list[str]) -> Callable[[Document], tuple[Problem, ...]]:
     """A function that lints a document as it stands in memory, among the files of a run."""
     rules = _rules(run.settings)
-    linter = _linter(rules, files, run.time_limit_s)
+    linter = _linter(rules, surroundings(run, files), run.time_limit_s)
 
     def lint_document(document: Document) -> tuple[Problem, ...]:
         path = document.path
@@ -104,6 +112,25 @@ def document_linter(run: Run, files: list[str]) -> Callable[[Document], tuple[Pr
         return tuple(p for p in settling.problems([result]) if p.path == path)
 
     return lint_document
+
+
+def surroundings(run: Run, files: list[str]) -> list[str]:
+    """The files that calls are followed into: those of the whole project.
+
+    What is said of a file does not depend on which others are linted with it: a hook gives
+    the linter what has changed, an editor what is open. Without a project around them (a
+    folder with a pyproject.toml or a `.git`) it is the files themselves.
+    """
+    if all(os.path.isdir(path) for path in run.paths) or not _is_project(run.root):
+        return files
+    root = os.path.relpath(run.root)
+    found = find_files(
+        [run.root if root.startswith(os.pardir) else root],
+        is_excluded=run.settings.excludes,
+        respect_gitignore=run.settings.respect_gitignore,
+    )
+    named = {os.path.abspath(path): path for path in (*found.paths, *files)}
+    return list(named.values())
 
 
 def merged(linted: Iterable[Linted]) -> Linted:
@@ -129,12 +156,16 @@ def project_root(paths: Iterable[str]) -> str:
     """
     folder = common_folder(paths)
     while True:
-        if any(os.path.exists(os.path.join(folder, mark)) for mark in ("pyproject.toml", ".git")):
+        if _is_project(folder):
             return folder
         parent = os.path.dirname(folder)
         if parent == folder:
             return os.getcwd()
         folder = parent
+
+
+def _is_project(folder: str) -> bool:
+    return any(os.path.exists(os.path.join(folder, mark)) for mark in ("pyproject.toml", ".git"))
 
 
 def common_folder(paths: Iterable[str]) -> str:
@@ -147,12 +178,12 @@ def common_folder(paths: Iterable[str]) -> str:
     return common if os.path.isdir(common) else os.path.dirname(common)
 
 
-def _results(run: Run, files: list[str]) -> tuple[list[FileResult], list[str]]:
+def _results(run: Run, files: list[str], around: list[str]) -> tuple[list[FileResult], list[str]]:
     """The result of each file, in the files' order, and the rules that were applied."""
     cache = None
     if run.cache_folder is not None:
         chosen = run.settings.selection
-        cache = Cache(run.cache_folder, cache_key([repr(chosen)]), files)
+        cache = Cache(run.cache_folder, cache_key([repr(chosen)]), around)
     results: dict[str, FileResult] = {}
     for path in files if cache else ():
         kept = cache.get(path) if cache else None
@@ -164,7 +195,7 @@ def _results(run: Run, files: list[str]) -> tuple[list[FileResult], list[str]]:
     else:
         rules = _rules(run.settings)
         selected = list(rules)
-        for result in _lint_all(run, rules, files, missing):
+        for result in _lint_all(run, rules, around, missing):
             if cache:
                 cache.put(result)
             # What it rests on matters to the cache only, and is long.

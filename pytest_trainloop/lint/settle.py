@@ -49,6 +49,7 @@ class Settling:
         selected: Iterable[str],
         *,
         root: str,
+        is_whole: bool = True,
         documents: Mapping[str, Document] | None = None,
     ) -> None:
         """Prepare to settle.
@@ -57,11 +58,14 @@ class Settling:
             settings: for the rules that are ignored in some files.
             selected: the rules that were applied.
             root: the project's folder, to name files in fingerprints.
+            is_whole: whether all files of the project are linted. A comment may be there for
+                what another file does to this one, so that it is not known to be unused else.
             documents: files whose text is not, or not yet, on disk.
         """
         self._settings = settings
         self._selected = frozenset(selected)
         self._root = root
+        self._is_whole = is_whole
         self._files = {path: _File(document) for path, document in (documents or {}).items()}
 
     def problems(self, results: Sequence[FileResult]) -> tuple[Problem, ...]:
@@ -127,7 +131,7 @@ class Settling:
 
     def _unused(self, path: str, comment: Suppression) -> Iterator[Problem]:
         """What is wrong with a comment that has suppressed nothing."""
-        told = self._fault(comment)
+        told = self._fault(comment) if self._is_whole or comment.fault else None
         file = self._file(path) if told else None
         if told is None or file is None:
             return
