@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from pytest_trainloop.runtime.drive import Interruption, Stopped
 
 #: pytest leaves our frames out of a traceback of the user's code.
 __tracebackhide__ = True
+#: Once the runs of a body have taken longer in all, it is not run to learn more of a failure.
+_PATIENCE_S = 60.0
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks._fixtures import SharedFixtures
@@ -73,6 +76,8 @@ class Body:
         #: The record of the first run, which is the one that rules are applied to.
         self.first: Run | None = None
         self._shared = shared
+        #: How long its runs have taken.
+        self._spent_s = 0.0
         #: Whether another check has used the fixtures that pytest made.
         self._used = used
 
@@ -99,8 +104,12 @@ class Body:
         arguments = {name: item.funcargs[name] for name in names}
         seed_all(self.seed)
         guard = Guard(self._deadline)
-        with watch(guard, *listeners) as run, suppress(Stopped), guard.kept():
-            item.obj(**arguments)
+        begin = time.monotonic()
+        try:
+            with watch(guard, *listeners) as run, suppress(Stopped), guard.kept():
+                item.obj(**arguments)
+        finally:
+            self._spent_s += time.monotonic() - begin
         self.first = self.first or run
         return run
 
@@ -128,10 +137,12 @@ class Body:
     def try_again(self, *listeners: Listener) -> Run | None:
         """As `run_afresh`, in an empty folder, to learn more of a failure.
 
-        None if the body fails this time, whatever it raises.
+        None if the body fails this time, whatever it raises, and if its runs have taken long.
         """
         from _pytest.outcomes import OutcomeException
 
+        if self._spent_s > _PATIENCE_S:
+            return None
         first = self.first
         try:
             return self._afresh(listeners, self.new_folder(), Interruption())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -272,6 +273,16 @@ def test_a_body_that_fails_when_it_is_tried_again_fails_as_it_did_first(
             " loop takes @overfits(steps=...)"
         ),
     )
+
+
+def test_a_body_that_takes_long_is_not_tried_again(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By what is loaded: `pytester` forgets modules that a parent package still holds.
+    monkeypatch.setattr(import_module("pytest_trainloop.checks._body"), "_PATIENCE_S", 0.0)
+    pytester.makepyfile(test_it=LOOP.format(body="train(X, Y, lr=1e-6)", marker="overfits"))
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.stdout.fnmatch_lines(["overfits: the loss does not fall on one frozen batch: *"])
 
 
 def test_a_broken_rule_stands_above_the_numbers_of_its_run(pytester: pytest.Pytester) -> None:
