@@ -224,7 +224,8 @@ def _watch_mark(item: pytest.Function) -> WatchMark:
 def run_elsewhere(item: pytest.Function, names: list[str]) -> bool:
     """Run a test in a process of its own; False in that process, where it is to be run."""
     __tracebackhide__ = True
-    from pytest_trainloop.checks._isolated import EndedError, is_set_aside, run_in_own_process
+    from pytest_trainloop.checks._isolated import is_set_aside, run_in_own_process
+    from pytest_trainloop.checks._waiting import EndedError
 
     if not is_set_aside(item):
         return False

@@ -37,6 +37,8 @@ class Plan(TypedDict):
     arguments: list[str]
     options: dict[str, Any]
     argv: list[str]
+    #: The folder that the session was started in.
+    folder: str
     search_path: list[str]
     #: What `coverage.Coverage` takes, where the session measures it.
     coverage: dict[str, Any] | None

@@ -199,7 +199,8 @@ def _own_modules(folder: str) -> _Undo:
     hidden = {
         name: module
         for name, module in list(sys.modules.items())
-        if name != "__main__" and _file_of(module).startswith(outer) and _is_own(module)
+        if name != "__main__" and _is_own(module)
+        if os.path.realpath(_file_of(module)).startswith(outer)
     }
     for name in hidden:
         del sys.modules[name]
@@ -226,7 +227,7 @@ def _file_of(module: ModuleType) -> str:
     if not isinstance(file, str):
         folders = held.get("__path__")
         file = next((f for f in _listed(folders) if isinstance(f, str)), "")
-    return os.path.realpath(file) if file else ""
+    return file
 
 
 def _listed(folders: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_trainloop.checks._isolated import place_in
+from pytest_trainloop.checks._waiting import place_in
 
 LOOP = """
 import os, pathlib, signal, sys, warnings
