@@ -24,7 +24,7 @@ _CALLED = re.compile(
 
 
 #: A keyword that no loss of torch has.
-_FOREIGN_KEYWORD = re.compile(r"\s*(?!input\b|target\b)\w+\s*=(?!=)")
+FOREIGN_KEYWORD = re.compile(r"\s*(?!input\b|target\b)\w+\s*=(?!=)")
 _CLASS = re.compile(r"(?:CrossEntropy|NLL|BCE|BCEWithLogits)Loss\(")
 _TARGET = re.compile(r"(\w+)\s*(?::[^:=]+)?=\s*[\w.]*$")
 #: A softmax over what is attended to, or over the experts of a mixture.
@@ -36,7 +36,7 @@ _APPLIED = re.compile(r"\w+(?:[(\"')\]]|\s*$)", re.MULTILINE)
 def loss_calls(text: str) -> Iterator[int]:
     """Where a file may call a loss: words like `loss` are in every line of a training loop."""
     for match in _CALLED.finditer(text):
-        if not _FOREIGN_KEYWORD.match(text, match.end()):
+        if not FOREIGN_KEYWORD.match(text, match.end()):
             yield match.start()
     for name in _objects(text):
         if not _CALLED.search(f"{name}("):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.rules._naming import counted
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
+from pytest_trainloop.rules.model._containers_in_text import containers
 from pytest_trainloop.source.facts import (
     ClassFacts,
     Collection,
@@ -39,22 +40,6 @@ _READING = re.compile(
 )
 _ADDING = frozenset({"append", "insert", "extend", "setdefault", "update"})
 _LISTS = frozenset({"list", "tuple", "listcomp"})
-
-_OPENED = re.compile(r"= ?[\[{(]|= (?:dict|list)\(|\.(?:append|extend|insert)\(")
-#: A list or dict that is bound to an attribute or a name, up to its end.
-_KEPT = re.compile(
-    r"\s*(?:self\.\w+(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|\((?=\s*(?:nn\.)?[A-Z])|dict\(|list\()"
-    r"|(?P<name>\w+)(?:\s*:[^=\n]+)?\s*=\s*(?:\[|\{|dict\(|list\())"
-)
-_BRACKET = re.compile(r"[()\[\]{},]")
-_END = re.compile(r"[\]}]|\n\s*\n")
-_MADE = re.compile(r"\bnn\.[A-Z]|\b[A-Z]\w*\(")
-#: What is put into one afterwards.
-_ADDED = re.compile(
-    r"\s*(?:\w+\.)*(?P<into>\w+)(?:\.(?:append|extend|insert)\(|\[[^\]\n]*\]\s*=)"
-    r"\s*(?:\d+,\s*)?(?:\w+\.)*[A-Z]\w*\("
-)
-_REGISTERING_KINDS = ("List(", "Dict(", "Sequential(")
 
 
 class UnregisteredModules(Rule):
@@ -299,17 +284,8 @@ class UnregisteredModules(Rule):
 
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
-        """Yield the lists and dicts that something with a class's name is put into."""
-        for opened in _OPENED.finditer(text):
-            at = opened.start()
-            start = text.rfind("\n", 0, at) + 1
-            kept, added = _KEPT.match(text, start), _ADDED.match(text, start)
-            if kept and _holds_a_module(text, kept.end()) and _is_container(text, kept.end()):
-                name = kept["name"]
-                if name is None or re.search(rf"= {name}\b(?![\[.(])", text):
-                    yield at
-            elif added and not _is_registered(text, added["into"]):
-                yield at
+        """Where something with a class's name is put into a list or a dict."""
+        return containers(text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at each list or dict that a module keeps, and at what is put into it."""
@@ -370,37 +346,6 @@ def _maker_text(module: Value) -> str:
 def _collection_of(store: Store) -> Collection | None:
     found = [option for option in options(store.value) if isinstance(option, Collection)]
     return found[0] if len(found) == len(options(store.value)) == 1 else None
-
-
-def _is_registered(text: str, name: str) -> bool:
-    """Whether a container of this name registers what it holds, or is given to one that does."""
-    if not any(kind in text for kind in _REGISTERING_KINDS):
-        return False
-    if any(f"{kind}{star}{name}" in text for kind in _REGISTERING_KINDS for star in ("", "*")):
-        return True
-    made = rf"{name}\s*(?::[^=\n]*)?=[^\n]*(?:List|Dict|Sequential)\("
-    return re.search(made, text) is not None
-
-
-def _is_container(text: str, start: int) -> bool:
-    """Whether the bracket before `start` makes a list, a dict or a tuple: `(x)` is only x."""
-    if text[start - 1] != "(" or text[start - 2].isalpha():
-        return True
-    depth = 0
-    for match in _BRACKET.finditer(text, start):
-        if match[0] in "([{":
-            depth += 1
-        elif match[0] in ")]}":
-            depth -= 1
-        if depth < 0 or (match[0] == "," and not depth):
-            return depth == 0
-    return False
-
-
-def _holds_a_module(text: str, start: int) -> bool:
-    """Whether something with a class's name stands before the bracket that begins there ends."""
-    end = _END.search(text, start)
-    return bool(_MADE.search(text, start, end.start() if end else len(text)))
 
 
 def _first_hidden(trace: Trace, store: Store) -> Value | None:
