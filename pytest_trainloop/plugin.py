@@ -146,10 +146,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     Also set aside a test that is to run in a process of its own, before its fixtures are made.
     """
     names = _checks_of(item)
-    if names and (not isinstance(item, pytest.Function) or getattr(item, "nofuncargs", False)):
-        marks = ", ".join(f"@{name}" for name in names)
+    wants_process = _wants_process(item, [*names, "trainloop"])
+    called = isinstance(item, pytest.Function) and not getattr(item, "nofuncargs", False)
+    if (names or wants_process) and not called:
+        marks = ", ".join(f"@{name}" for name in names or ["pytest.mark.trainloop(isolate=...)"])
         pytest.fail(f"usage error: {marks} works on test functions only", pytrace=False)
-    if isinstance(item, pytest.Function) and _wants_process(item, [*names, "trainloop"]):
+    if wants_process and isinstance(item, pytest.Function):
         from pytest_trainloop.checks._isolated import set_aside
 
         set_aside(item)

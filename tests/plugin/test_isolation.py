@@ -299,6 +299,23 @@ def test_a_wrong_value_is_a_usage_error(pytester: pytest.Pytester) -> None:
     )
 
 
+def test_what_cannot_be_sent_away_says_so(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+import unittest
+
+class TestIt(unittest.TestCase):
+    @pytest.mark.trainloop(isolate="process")
+    def test_it(self): pass
+""",
+    )
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [("usage error: @pytest.mark.trainloop(isolate=...) works on test functions only")]
+    )
+
+
 def test_the_process_ends_with_the_session_that_waits_for_it(pytester: pytest.Pytester) -> None:
     code = '@trains(isolate="process")\ndef test_it(): __import__("time").sleep(600)\n'
     pytester.makepyfile(test_it=LOOP + code)
