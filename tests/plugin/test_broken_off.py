@@ -400,3 +400,65 @@ def test_nothing_stays_replaced_and_no_random_number_is_missing(
     for (owner, name), original in replaced.items():
         assert vars(owner).get(name) is original, f"{owner}.{name}"
     assert process_state() == before
+
+
+LIGHTNING = """
+import os, sys, time
+
+import lightning
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from pytest_trainloop import trains
+
+
+class Model(lightning.LightningModule):
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.layers = act, nn.Linear(4, 2)
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            self.act()
+        return nn.functional.cross_entropy(self.layers(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def fit(act):
+    data = TensorDataset(torch.randn(24, 4), torch.arange(24) % 2)
+    quiet = dict.fromkeys(
+        ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    )
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=2, **quiet)
+    trainer.fit(Model(act), DataLoader(data, 4))
+
+
+@trains(timeout=15)
+def test_hangs(): fit(lambda: time.sleep(120))
+
+@trains
+def test_exits(): fit(lambda: sys.exit(3))
+
+@trains
+def test_exits_at_once(): fit(lambda: os._exit(3))
+
+@trains(timeout=60)
+def test_trains(): fit(lambda: None)
+"""
+
+
+def test_a_framework_that_catches_much_lets_a_verdict_through(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=LIGHTNING)
+    options = ("-p", "no:randomly", "-p", "no:cacheprovider", "-W", "ignore")
+    result = pytester.runpytest_subprocess(*options)
+    result.assert_outcomes(failed=3, passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "trains: the body had not ended after 15 s: it was at test_it.py:34",
+            "  it had begun 3 training steps by then",
+            "trains: the body called sys.exit(3) at test_it.py:37",
+            "trains: the body called os._exit(3) at test_it.py:40",
+        ]
+    )
