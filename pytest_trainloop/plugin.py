@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pytest_trainloop.runtime.accumulation import Accumulation
     from pytest_trainloop.runtime.drive import Interruption
-    from pytest_trainloop.runtime.record import Run
+    from pytest_trainloop.runtime.scripted import ScriptedRun
     from pytest_trainloop.runtime.tiny import Tiny
 
 #: Fixtures that make a test one about training, so that its RNG is seeded.
@@ -307,9 +307,14 @@ def accumulation(request: pytest.FixtureRequest) -> Accumulation:
 
 
 @pytest.fixture
-def trainloop() -> Iterator[Run]:
-    """The record of what the test's training loop does: losses, gradient norms, rates."""
+def trainloop() -> Iterator[ScriptedRun]:
+    """The record of what the test's training loop does: losses, gradient norms, rates.
+
+    `trainloop.run_script("train.py", "--epochs", "1")` runs a script that is to be recorded.
+    """
+    from pytest_trainloop.runtime.scripted import ScriptedRun
     from pytest_trainloop.runtime.watch import watch
 
-    with watch() as run:
+    run = ScriptedRun()
+    with watch(run=run):
         yield run

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watch(*listeners: Listener) -> Iterator[Run]:
+def watch(*listeners: Listener, run: Run | None = None) -> Iterator[Run]:
     """Record what happens to losses, gradients, learning rates and weights in the block.
 
     The loop is not changed and computes, bit for bit, what it computes unwatched.
@@ -30,6 +30,7 @@ def watch(*listeners: Listener) -> Iterator[Run]:
 
     Args:
         listeners: take part in the run, see `pytest_trainloop.runtime.observe.Listener`.
+        run: the record to fill; by default a new one.
 
     Yields:
         The record, filled while the block runs.
@@ -39,7 +40,7 @@ def watch(*listeners: Listener) -> Iterator[Run]:
     """
     from pytest_trainloop.runtime.observe import Observer
 
-    run = Run()
+    run = Run() if run is None else run
     with Observer(run, listeners):
         yield run
     run.judge = observations

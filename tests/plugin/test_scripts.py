@@ -135,6 +135,20 @@ def test_all_checks_run_a_script_as_often_as_they_need(pytester: pytest.Pytester
     )
 
 
+def test_the_fixture_runs_a_script_and_records_it(pytester: pytest.Pytester) -> None:
+    project(
+        pytester,
+        """
+def test_it(trainloop, checkpoint_dir):
+    trainloop.run_script("train.py", "--epochs", "1", "--out", checkpoint_dir)
+    assert len(trainloop.losses) == 6 and trainloop.losses[-1] < trainloop.losses[0]
+    trainloop.run_module("train", "--epochs", "1", "--out", checkpoint_dir / "again")
+    assert len(trainloop.losses) == 12
+""",
+    )
+    run(pytester).assert_outcomes(passed=1)
+
+
 def test_what_a_script_loses_when_it_resumes_is_named(pytester: pytest.Pytester) -> None:
     project(pytester, "")
     script = TRAIN.replace('        optimizer.load_state_dict(state["optimizer"])\n', "")
