@@ -6,8 +6,9 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
+from dis import get_instructions
 from inspect import CO_OPTIMIZED
-from types import FrameType, ModuleType, TracebackType
+from types import CodeType, FrameType, ModuleType, TracebackType
 
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _STDLIB = sysconfig.get_path("stdlib") + os.sep
@@ -15,6 +16,9 @@ _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}"
 _TORCH = tuple(f"{folder}torch{os.sep}" for folder in _INSTALLED)
 #: How close code is to the user: their own, an installed library's, or none of their business.
 _USER, _LIBRARY, _MACHINERY = 2, 1, 0
+
+#: What a function calls without arguments to have the dict of its own variables.
+_ITS_VARIABLES = frozenset(("locals", "vars"))
 
 #: By file name: code objects that torch.compile makes cannot always be hashed.
 _closeness: dict[str, int] = {}
@@ -54,9 +58,14 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 def frame_beyond(thing: object, frame: FrameType | None) -> FrameType | None:
     """The frame that called into the methods of `thing` that `frame` and its callers may be."""
-    while frame is not None and _variables(frame).get("self") is thing:
+    while frame is not None and self_of(frame) is thing:
         frame = frame.f_back
     return frame
+
+
+def self_of(frame: FrameType) -> object:
+    """What the variable `self` of a frame holds; None where there is none."""
+    return _variables(frame).get("self")
 
 
 def user_frames() -> list[FrameType]:
@@ -143,11 +152,27 @@ def global_name_of(thing: object) -> str | None:
 
 
 def _variables(frame: FrameType) -> dict[str, object]:
+    if sys.version_info >= (3, 13) or not frame.f_code.co_flags & CO_OPTIMIZED:
+        return dict(frame.f_locals)
+    if _may_keep_variables(frame.f_code):
+        # What its `locals()` gave is the very dict that would be filled and emptied here.
+        return {}
     variables = dict(frame.f_locals)
-    if sys.version_info < (3, 13) and frame.f_code.co_flags & CO_OPTIMIZED:
-        # A function's frame keeps what it was asked for, and would keep a loss alive by it.
-        frame.f_locals.clear()
+    # A function's frame keeps what it was asked for, and would keep a loss alive by it.
+    frame.f_locals.clear()
     return variables
+
+
+def _may_keep_variables(code: CodeType) -> bool:
+    """Whether a function calls `locals()` itself; pytest's asserts do it by an attribute."""
+    if _ITS_VARIABLES.isdisjoint(code.co_names):
+        return False
+    own = False
+    for instruction in get_instructions(code):
+        if instruction.opname.startswith(("CALL", "PRECALL")) and own and not instruction.arg:
+            return True
+        own = instruction.opname == "LOAD_GLOBAL" and instruction.argval in _ITS_VARIABLES
+    return False
 
 
 def _attributes(thing: object) -> list[tuple[str, object]]:

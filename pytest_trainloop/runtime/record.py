@@ -104,7 +104,7 @@ class Step:
     #: Its parameters, as indices into `Run.parameters`, whose gradient was None just before
     #: the update; None as above.
     without_gradient: tuple[int, ...] | None = None
-    #: Those whose gradient was not finite; None as above.
+    #: Those whose gradient was not finite; None when nobody looked, or could.
     nonfinite: tuple[int, ...] | None = None
     #: Those whose gradient still held what the previous step of this optimizer had used when
     #: this step's gradients were added to it; None as above.

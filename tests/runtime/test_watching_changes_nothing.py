@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -159,3 +160,53 @@ def test_watches_nest() -> None:
     assert [optimizer.steps for optimizer in outer.optimizers] == [12, 12, 12]
     assert outer.losses[12:24] == inner.losses
     assert patched_places() == before
+
+
+def test_what_a_loop_keeps_of_its_own_variables_stays_as_it_was() -> None:
+    def train(rate: float = 0.1, steps: int = 3) -> list[list[str]]:
+        config = locals()
+        model = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        kept = []
+        for _ in range(steps):
+            model.train()
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+            model.eval()
+            kept.append(sorted(config))
+        return kept
+
+    with watch():
+        assert train() == [["rate", "steps"]] * 3
+
+
+def test_a_mode_that_a_function_called_train_switches_keeps_nothing_alive() -> None:
+    def train() -> None:
+        model = torch.nn.Linear(4, 2)
+        optimizer = torch.optim.SGD(model.parameters())
+        loss = model(torch.ones(1, 4)).sum()
+        loss.backward()
+        optimizer.step()
+        model.train()
+        loss_ref = weakref.ref(loss)
+        del loss
+        assert loss_ref() is None
+
+    with watch():
+        train()
+
+
+def test_the_modes_that_a_function_called_train_switches_are_seen() -> None:
+    def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        model.train()
+        for _ in range(2):
+            model(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
+        model.eval()
+
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout(0.5))
+    optimizer = torch.optim.SGD(model.parameters())
+    with watch() as run:
+        train(model, optimizer)
+        train(model, optimizer)
+    assert [switch.train for switch in run.mode_switches] == [False, True, False]

@@ -25,7 +25,8 @@ class NonFiniteUpdate(Rule):
     What torch does: nothing. Only `GradScaler` leaves such an update out.
 
     Limits: updates that a `GradScaler` or the loop leaves out are not reported. Gradients are
-    looked at in the first 64 steps of an optimizer and in each 128th after that.
+    looked at in the first 64 steps of an optimizer, in each 128th after that, and where the loss is
+    seen not to be finite; a loss on a device is not waited for, and has to stay so.
     """
 
     since = "0.1"
@@ -57,12 +58,22 @@ def _cause(run: Run, step: Step) -> str:
     if step.nonfinite == ():
         # What was not finite was left out.
         return ""
+    if step.nonfinite is None and not _is_the_end(run, step):
+        # The gradients were not looked at: a loss that is not finite may have finite ones.
+        return ""
     for backward in step.backwards if step.nonfinite else step.backwards[-1:]:
         if backward.loss is not None and not math.isfinite(backward.loss):
             return f"the loss is {backward.loss}"
     if step.nonfinite:
         return f"the gradient of {listed(run.names(step.nonfinite))} is not finite"
     return ""
+
+
+def _is_the_end(run: Run, step: Step) -> bool:
+    """Whether losses follow, and none of them is finite."""
+    later = [one.loss for one in run.steps_of(step.optimizer) if one.number > step.number]
+    known = [loss for loss in later if loss is not None]
+    return bool(known) and not any(map(math.isfinite, known))
 
 
 def _rates(step: Step) -> tuple[str, ...]:

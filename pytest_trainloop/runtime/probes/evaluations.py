@@ -15,7 +15,12 @@ from collections.abc import Callable
 from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_trainloop.runtime.place import belongs_to_user, frame_beyond, functions_on_stack
+from pytest_trainloop.runtime.place import (
+    belongs_to_user,
+    frame_beyond,
+    functions_on_stack,
+    self_of,
+)
 from pytest_trainloop.runtime.record import Batch
 from pytest_trainloop.runtime.sightings import Evaluation, ModeSwitch
 from pytest_trainloop.runtime.window import Window
@@ -196,4 +201,9 @@ class Evaluations:
 
 def _is_part_of_another(module: Module, frame: FrameType) -> bool:
     """Whether it is the `train` of another module that switches this one, part of it, again."""
-    return frame.f_code.co_name == "train" and frame.f_locals.get("self") is not module
+    from torch.nn import Module
+
+    if frame.f_code.co_name != "train":
+        return False
+    other = self_of(frame)
+    return isinstance(other, Module) and other is not module

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pytest_trainloop.runtime.observe import Observer
     from pytest_trainloop.runtime.participants import KnownOptimizer
+    from pytest_trainloop.runtime.record import Backward
 
 #: The optimizer that counts how often it evaluates closures.
 _COUNTING = "LBFGS"
@@ -76,8 +77,7 @@ class _Steps:
         known = observer.people.optimizer(optimizer)
         step = self.describe(optimizer, known)
         close = looks_closely(step.number)
-        if close:
-            self.look_closely(step, optimizer, known)
+        self.look(step, optimizer, known, close=close)
         evaluations = _evaluations(optimizer) if known.fact.kind == _COUNTING else 0
         pending = len(observer.pending)
         self.open.append(_Open(optimizer, id(frame), step, known, evaluations, pending, close))
@@ -95,9 +95,9 @@ class _Steps:
         if step is None or known is None:
             return
         observer.stepping.pop()
-        if opened.close and len(observer.pending) > opened.pending:
+        if len(observer.pending) > opened.pending:
             # A closure made the gradients after the first look.
-            self.look_closely(step, optimizer, known)
+            self.look(step, optimizer, known, close=opened.close)
         if observer.stale.marks:
             observer.stale.unmark(known)
         self.take_backwards(step, optimizer)
@@ -143,9 +143,11 @@ class _Steps:
             step.scaled = _still_scaled(known, observer.scaled)
         return step
 
-    def look_closely(self, step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
-        step.stale = self.observer.stale.used_by(known)
-        _look_at_gradients(step, optimizer, known)
+    def look(self, step: Step, optimizer: Optimizer, known: KnownOptimizer, *, close: bool) -> None:
+        if close:
+            step.stale = self.observer.stale.used_by(known)
+        if close or _is_lost(self.observer.pending):
+            _look_at_gradients(step, optimizer, known)
 
     def take_backwards(self, step: Step, optimizer: Optimizer) -> None:
         observer = self.observer
@@ -185,6 +187,12 @@ class _Steps:
         return cast("FunctionType", __init__)
 
 
+def _is_lost(backwards: list[Backward]) -> bool:
+    """Whether the last loss is known not to be finite, without waiting for a device."""
+    value = backwards[-1].value if backwards else None
+    return type(value) is float and not math.isfinite(value)
+
+
 def _still_scaled(known: KnownOptimizer, scaled: list[tuple[Tensor, int]]) -> bool:
     """Whether nobody wrote to the gradients of an optimizer since a scaled backward did."""
     own = {id(one.tensor) for one in known.parameters}
@@ -221,6 +229,7 @@ def _look_at_gradients(step: Step, optimizer: Optimizer, known: KnownOptimizer) 
     step.without_gradient = tuple(one.index for one, gradient in gradients if gradient is None)
     present = [(one, gradient) for one, gradient in gradients if gradient is not None]
     if not present:
+        step.nonfinite = ()
         return
     with torch.no_grad():
         norms = _norms([gradient for _, gradient in present])

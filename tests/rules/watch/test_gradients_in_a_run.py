@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tests.rules.watch.conftest import Observed, batches, network, train
 
@@ -160,6 +160,61 @@ def test_a_batch_that_is_left_out_is_no_such_update(observed: Observed) -> None:
                 opt.step()
 
     assert observed(loop) == []
+
+
+@pytest.mark.parametrize("number", [2, 80, 99])
+def test_a_loss_of_no_target_is_not_finite_and_changes_nothing(
+    observed: Observed, number: int
+) -> None:
+    def loop() -> None:
+        model = network()
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for turn, (x, y) in enumerate(batches(100)):
+            opt.zero_grad()
+            # The mean over no target is nan, its gradient zero.
+            target = torch.full_like(y, -100) if turn == number else y
+            F.cross_entropy(model(x), target).backward()
+            opt.step()
+
+    assert observed(loop) == []
+
+
+def test_gradients_that_are_dropped_are_no_such_update(observed: Observed) -> None:
+    def loop() -> None:
+        model = network()
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for turn, (x, y) in enumerate(batches(100)):
+            opt.zero_grad()
+            loss = F.cross_entropy(model(x), y) * (float("nan") if turn in (2, 80) else 1.0)
+            loss.backward()
+            if not torch.isfinite(loss):
+                opt.zero_grad()
+            opt.step()
+
+    assert observed(loop) == []
+
+
+@pytest.mark.parametrize("closure", [False, True])
+def test_a_late_update_that_is_not_finite(observed: Observed, closure: bool) -> None:
+    def loop() -> None:
+        model = network()
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        for turn, (x, y) in enumerate(batches(81)):
+
+            def loss(x: Tensor = x, y: Tensor = y, turn: int = turn) -> Tensor:
+                opt.zero_grad()
+                value = F.cross_entropy(model(x), y) * (float("nan") if turn == 80 else 1.0)
+                value.backward()
+                return value
+
+            if closure:
+                opt.step(loss)
+            else:
+                loss()
+                opt.step()
+
+    (said,) = observed(loop)
+    assert said.startswith("non-finite-update: the loss is nan at step 81, and ")
 
 
 def test_a_clip_after_the_step(observed: Observed) -> None:
