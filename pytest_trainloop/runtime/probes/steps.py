@@ -244,6 +244,12 @@ def _look_at_gradients(step: Step, optimizer: Optimizer, known: KnownOptimizer) 
         one.had_nonzero_gradient = one.had_nonzero_gradient or norm != 0
 
 
+def _wide_norm(gradient: Tensor) -> float:
+    """The norm of a gradient whose own type may be too narrow for it, but not for its values."""
+    values = gradient.detach().cpu()
+    return float(values.abs().double().norm())
+
+
 def _norms(gradients: list[Tensor]) -> list[float] | None:
     import torch
 
@@ -254,8 +260,11 @@ def _norms(gradients: list[Tensor]) -> list[float] | None:
     try:
         norms = torch._foreach_norm(dense)
         if len({norm.device for norm in norms}) == 1 and len({norm.dtype for norm in norms}) == 1:
-            return cast("list[float]", torch.stack(norms).tolist())
-        return [float(norm) for norm in norms]
+            values = cast("list[float]", torch.stack(norms).tolist())
+        else:
+            values = [float(norm) for norm in norms]
+        pairs = zip(values, dense, strict=True)
+        return [norm if math.isfinite(norm) else _wide_norm(one) for norm, one in pairs]
     except (RuntimeError, NotImplementedError):
         # Gradients of a kind that has no norm (sharded, traced): nothing to say.
         return None

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pytest_trainloop import watch
 from tests.rules.watch.conftest import Observed, batches, network, train
 
 HERE = "tests/rules/watch/test_gradients_in_a_run.py"
@@ -215,6 +216,23 @@ def test_a_late_update_that_is_not_finite(observed: Observed, closure: bool) -> 
 
     (said,) = observed(loop)
     assert said.startswith("non-finite-update: the loss is nan at step 81, and ")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float16, 2e3), (torch.bfloat16, 1e30), (torch.float32, 1e20)]
+)
+def test_a_norm_beyond_the_numbers_of_its_type_is_that_of_finite_gradients(
+    dtype: torch.dtype, scale: float
+) -> None:
+    model = nn.Linear(64, 64, bias=False).to(dtype)
+    opt = torch.optim.SGD(model.parameters(), lr=1e-12)
+    with watch() as run:
+        for _ in range(3):
+            opt.zero_grad()
+            (model(torch.ones(1, 64, dtype=dtype)).float().sum() * scale).backward()
+            opt.step()
+    assert run.observations == []
+    assert run.gradient_norms == pytest.approx([64 * scale] * 3, rel=1e-2)
 
 
 def test_a_clip_after_the_step(observed: Observed) -> None:
