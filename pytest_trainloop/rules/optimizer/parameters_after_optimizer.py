@@ -247,9 +247,9 @@ class ParametersAfterOptimizer(Rule):
     def watch(self, run: Run) -> Iterator[Observation]:
         """Ask for parameters that the loss depends on and that no optimizer updates."""
         left = [p for p in run.parameters if _is_late(p)]
-        for model in dict.fromkeys(p.model for p in left):
-            names = [p.name for p in left if p.model == model]
-            trained = [p for p in run.parameters if p.model == model and p.optimizers]
+        for root in dict.fromkeys(p.root for p in left):
+            names = [p.name for p in left if p.root == root]
+            trained = [p for p in run.parameters if p.root == root and p.optimizers]
             if not any(p.moved for p in trained):
                 continue
             optimizer = run.optimizers[trained[0].optimizers[0]]

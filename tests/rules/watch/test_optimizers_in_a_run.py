@@ -240,3 +240,21 @@ def test_a_group_that_is_made_longer_between_close_looks() -> None:
                 optimizer.param_groups[0]["params"] += head.parameters()
             optimizer.step()
     assert [one.optimizers for one in run.parameters if one.reached] == [(0,)] * 6
+
+
+def test_another_model_of_the_same_name_is_not_part_of_the_trained_one(observed: Observed) -> None:
+    def explain() -> None:
+        model = network()
+        for x, _ in batches():
+            model(x.requires_grad_()).sum().backward()
+
+    def fit() -> None:
+        model = network()
+        train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def loop() -> None:
+        explain()
+        fit()
+        explain()
+
+    assert observed(loop) == []
