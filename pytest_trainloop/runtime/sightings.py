@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -139,10 +139,9 @@ class Evaluation:
     in_eval_mode: tuple[int, ...] = ()
     #: Running statistics that were written to, by a model in eval mode and without gradients.
     updated: tuple[str, ...] = ()
-    #: The model that was called in eval mode with gradients, and how many of its outputs were
-    #: gone, graph and all, before anything was back-propagated.
-    model: str = ""
-    unused_graphs: int = 0
+    #: For each model that was called in eval mode with gradients, by its number and name: how many
+    #: of its outputs were gone, graph and all, before anything was back-propagated.
+    unused_graphs: dict[tuple[int, str], int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

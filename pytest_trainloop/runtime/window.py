@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Window:
 
     def __init__(self, people: Participants) -> None:
         roots = [root for model in people.models if (root := model.ref()) is not None]
-        self._names = {id(model.ref()): model.name for model in people.models}
+        self._known = {id(one.ref()): (n, one.name) for n, one in enumerate(people.models)}
         self._compiled = {id(one) for root in roots for one in _compiled(root)}
         self._handles = [
             module.register_forward_hook(_Hook(self, index))
@@ -63,8 +64,8 @@ class Window:
         self._in_eval_mode: set[int] = set()
         self._called = False
         self._with_gradients = False
-        #: Markers in the graphs of what whole models in eval mode gave.
-        self.graphs: list[weakref.ref[_Marker]] = []
+        #: Markers in the graphs of what whole models in eval mode gave, each with its model.
+        self.graphs: list[tuple[tuple[int, str], weakref.ref[_Marker]]] = []
 
     def _modules(
         self, people: Participants, roots: list[Module]
@@ -102,19 +103,18 @@ class Window:
         self._statistics.clear()
         return self.facts
 
-    def graphs_gone(self) -> int:
-        """How many of the graphs that were seen cannot be back-propagated any more."""
-        return sum(ref() is None for ref in self.graphs)
+    def graphs_gone(self) -> dict[tuple[int, str], int]:
+        """How many graphs of each model that were seen cannot be back-propagated any more."""
+        return dict(Counter(model for model, ref in self.graphs if ref() is None))
 
     def _mark(self, module: Module, output: Any) -> None:
         tensor = _first_tensor(output)
         node: Any = None if tensor is None or _is_transformed(tensor) else tensor.grad_fn
-        if node is None or module.training or id(module) not in self._names:
+        if node is None or module.training or id(module) not in self._known:
             return
         marker = _Marker()
         node.metadata[_KEY] = marker
-        self.graphs.append(weakref.ref(marker))
-        self.facts.model = self._names[id(module)]
+        self.graphs.append((self._known[id(module)], weakref.ref(marker)))
 
     def _updated(self) -> Iterator[str]:
         import torch

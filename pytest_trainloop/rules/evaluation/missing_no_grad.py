@@ -317,13 +317,13 @@ class MissingNoGrad(Rule):
 
     def watch(self, run: Run) -> Iterator[Observation]:
         """Ask for outputs in eval mode that were dropped, graph and all, one after the other."""
-        between: dict[tuple[int, str], list[Evaluation]] = {}
+        between: dict[tuple[int, int, str], list[Evaluation]] = {}
         for look in run.evaluations:
-            if look.unused_graphs:
-                between.setdefault((look.backwards, look.model), []).append(look)
-        for (_, name), looks in between.items():
-            unused = sum(look.unused_graphs for look in looks)
-            # One alone may be a target that is detached.
+            for model in look.unused_graphs:
+                between.setdefault((look.backwards, *model), []).append(look)
+        for (_, number, name), looks in between.items():
+            unused = sum(look.unused_graphs[number, name] for look in looks)
+            # One alone may be a target that is detached, as may one of each of two critics.
             if unused < 2:  # noqa: PLR2004  # as said
                 continue
             yield self.observation(

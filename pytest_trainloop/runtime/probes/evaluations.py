@@ -129,7 +129,7 @@ class Evaluations:
         if self._pending:
             unused = self.observer.run.gradient_calls == self._gradient_calls
             for evaluation, window in self._pending:
-                evaluation.unused_graphs = window.graphs_gone() if unused else 0
+                evaluation.unused_graphs = window.graphs_gone() if unused else {}
             self._pending.clear()
         if self._unresolved:
             self._resolve()

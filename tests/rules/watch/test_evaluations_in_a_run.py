@@ -509,3 +509,45 @@ def test_only_the_first_batches_of_an_evaluation_are_looked_at() -> None:
     with watch() as run:
         train_and(evaluate, epochs=4)
     assert sum(one.loader is not None for one in run.evaluations) == 8
+
+
+def test_a_target_of_two_critics_is_no_evaluation(observed: Observed) -> None:
+    def loop() -> None:
+        critics = [network(), network()]
+        optimizer = torch.optim.SGD([p for one in critics for p in one.parameters()], lr=0.01)
+        for _ in range(4):
+            now, then = torch.randn(6, 4), torch.randn(6, 4)
+            for critic in critics:
+                critic.eval()
+            target = torch.min(critics[0](then), critics[1](then)).detach() + 1
+            for critic in critics:
+                critic.train()
+            optimizer.zero_grad()
+            torch.stack([F.mse_loss(critic(now), target) for critic in critics]).sum().backward()
+            optimizer.step()
+
+    assert observed(loop) == []
+
+
+def test_an_evaluation_of_two_models_with_gradients(observed: Observed) -> None:
+    def loop() -> None:
+        one, other = network(), network()
+        optimizer = torch.optim.SGD([*one.parameters(), *other.parameters()], lr=0.01)
+        for _ in range(4):
+            one.train()
+            other.train()
+            for x, y in loader():
+                optimizer.zero_grad()
+                F.cross_entropy(one(x) + other(x), y).backward()
+                optimizer.step()
+            one.eval()
+            other.eval()
+            for x, y in loader():
+                F.cross_entropy(one(x) + other(x), y).item()
+
+    assert observed(loop) == [
+        (
+            "missing-no-grad: `one` is evaluated with gradients: 3 graphs built and dropped"
+            " without a backward"
+        )
+    ]
