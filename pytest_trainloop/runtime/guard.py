@@ -230,9 +230,9 @@ def _ended(child: _Child) -> BrokenOffError | None:
         os.kill(child.pid, signal.SIGKILL)
     with suppress(ChildProcessError):
         os.waitpid(child.pid, 0)
-    how = "came out of the body as well" if came_back else "still ran when the body had ended"
+    # Whether it would have come out of the body too is a matter of how long one waits.
     return BrokenOffError(
-        f"the body forked at {child.where}, and the child process {how}",
+        f"the body forked at {child.where}, and the child process went on when the body had ended",
         advice="end the child with `os._exit`, and wait for it; what it does is not seen",
     )
 

@@ -94,8 +94,8 @@ def test_a_body_that_hangs_is_ended_and_told_where_it_was(
     pytester: pytest.Pytester, body: str
 ) -> None:
     line = line_of("catches", body) + 1 if "catches" in body else line_of(body, body)
-    assert verdict(pytester, body, timeout=0.5) == (
-        f"trains: the body had not ended after 0.5 s: it was at test_it.py:{line}"
+    assert verdict(pytester, body, timeout=1.5) == (
+        f"trains: the body had not ended after 1.5 s: it was at test_it.py:{line}"
     )
 
 
@@ -122,29 +122,30 @@ def test_all_runs_of_a_check_share_the_time(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
         """
-runs = []
+begins = []
 
-@repeats(timeout=3)
+@repeats(timeout=4)
 def test_it():
-    runs.append(1)
+    begins.append(time.monotonic())
     train(2)
-    time.sleep(2)
+    time.sleep(60 if begins[1:] else 2)
 
-def test_it_was_in_its_second_run():
-    assert len(runs) == 2
+def test_its_second_run_had_what_the_first_left():
+    _, second = begins
+    assert time.monotonic() - second < 4
 """,
     )
     result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(["repeats: the body had not ended after 3 s: it was at *:37"])
+    result.stdout.fnmatch_lines(["repeats: the body had not ended after 4 s: it was at *:37"])
 
 
 def test_the_marker_without_a_check_keeps_time_too(pytester: pytest.Pytester) -> None:
     result = run(
-        pytester, "@pytest.mark.trainloop(timeout=0.5)\ndef test_it(): train(3), time.sleep(60)\n"
+        pytester, "@pytest.mark.trainloop(timeout=2)\ndef test_it(): train(3), time.sleep(60)\n"
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["watch: the body had not ended after 0.5 s: it was at test_it.py:31"]
+        ["watch: the body had not ended after 2 s: it was at test_it.py:31"]
     )
 
 
@@ -170,7 +171,7 @@ def test_a_timeout_that_is_no_time_is_refused(pytester: pytest.Pytester, timeout
         (None, 2, "*Failed: Timeout (>2.0s) from pytest-timeout."),
         (30, 2, "*Failed: Timeout (>2.0s) from pytest-timeout."),
         (1, 30, "trains: the body had not ended after 1 s: it was at *"),
-        (1, 2, "trains: the body had not ended after 1 s: it was at *"),
+        (1, 4, "trains: the body had not ended after 1 s: it was at *"),
     ],
 )
 def test_pytest_timeout_comes_at_its_own_time(
@@ -196,13 +197,13 @@ def slow():
     yield
     time.sleep(60)
 
-@pytest.mark.timeout(3)
+@pytest.mark.timeout(4)
 @trains(timeout=30)
 def test_it(slow): train()
 """,
     )
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*Failed: Timeout (>3.0s) from pytest-timeout."])
+    result.stdout.fnmatch_lines(["*Failed: Timeout (>4.0s) from pytest-timeout."])
 
 
 def test_a_body_in_another_thread_than_the_main_one_keeps_time_too() -> None:
@@ -248,14 +249,14 @@ def children() -> set[str]:
         (
             "    os.fork()\n    train(3)",
             (
-                "the body forked at test_it.py:{line}, and the child process came out of the body"
-                " as well"
+                "the body forked at test_it.py:{line}, and the child process went on when the"
+                " body had ended"
             ),
         ),
         (
             "    os.fork() or time.sleep(60)\n    train(3)",
             (
-                "the body forked at test_it.py:{line}, and the child process still ran when the"
+                "the body forked at test_it.py:{line}, and the child process went on when the"
                 " body had ended"
             ),
         ),
