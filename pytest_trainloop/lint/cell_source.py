@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from pytest_trainloop.lint.document import split_lines
+
 _DECODER = json.JSONDecoder(strict=False)
 _SPACE = " \t\n\r"
 
@@ -34,6 +36,19 @@ class CellSource:
             return self._literal("\n".join(lines))
         pieces = [f"{line}\n" for line in lines[:-1]]
         return self._array([*pieces, lines[-1]] if lines[-1] else pieces)
+
+    def offset_of(self, line: int) -> int:
+        """Where in the notebook's text the JSON string begins that a line (from 1) begins in."""
+        if self.raw.startswith('"'):
+            return self.span[0]
+        begins = 1
+        for begin, end in _items(self.raw, 0):
+            text = _DECODER.decode(self.raw[begin:end])
+            ends = begins + len(split_lines(text)) - 1
+            if begins <= line <= (ends - 1 if text.endswith(("\n", "\r")) else ends):
+                return self.span[0] + begin
+            begins = ends
+        return self.span[0]
 
     def _code(self) -> str:
         value = _DECODER.decode(self.raw)

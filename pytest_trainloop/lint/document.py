@@ -21,13 +21,20 @@ _BLANK = re.compile(rb"^[ \t\f]*(?:#|$)")
 
 
 class UnreadableError(Exception):
-    """A file cannot be read as a program; `line` and `cell` say where, if known."""
+    """A file cannot be read as a program; `line`, `cell` and `json_line` say where, if known."""
 
-    def __init__(self, message: str, line: int | None = None, cell: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        line: int | None = None,
+        cell: int | None = None,
+        json_line: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.line = line
         self.cell = cell
+        self.json_line = json_line
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ class Document:
     def locate(self, line: int) -> tuple[int | None, int]:
         """The cell and the line that a reader knows a line of `text` by (both as in `Problem`)."""
         return self.notebook.locate(line) if self.notebook else (None, line)
+
+    def json_line(self, line: int) -> int | None:
+        """The line of a notebook's JSON that a line of `text` is written on; None in a script."""
+        return self.notebook.json_line(line) if self.notebook else None
 
     def encode(self, text: str) -> bytes:
         """The bytes of the file once its program is `text`.

@@ -191,15 +191,16 @@ def _reading(document: Document) -> Iterator[None]:
 
 
 def _unparsable(document: Document, error: SyntaxError) -> UnreadableError:
-    line = error.lineno
-    cell = None
-    if line is not None:
-        cell, line = document.locate(line)
-    return UnreadableError(f"it is not Python: {error.msg}", line, cell)
+    message = f"it is not Python: {error.msg}"
+    if error.lineno is None:
+        return UnreadableError(message)
+    cell, line = document.locate(error.lineno)
+    return UnreadableError(message, line, cell, document.json_line(error.lineno))
 
 
 def _error(path: str, error: UnreadableError) -> FileError:
-    return FileError(path, f"cannot be read: {error.message}", error.line, error.cell)
+    message = f"cannot be read: {error.message}"
+    return FileError(path, message, error.line, error.cell, error.json_line)
 
 
 def _crash(what: str, error: Exception) -> str:

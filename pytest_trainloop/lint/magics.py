@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,6 +14,12 @@ _CELL_MAGIC = re.compile(r"\s*%%(\w+)")
 _STATEMENT = re.compile(r"(?P<indent>\s*)(?:[%!?]|[^#'\"]*[\w)\]*]\?{1,2}\s*$)")
 # `files = !ls`, `result = %timeit -o f()`
 _ASSIGNED = re.compile(r"(?P<target>\s*[\w.,\s\[\]]+=\s*)(?:!|%[A-Za-z])")
+# Line magics that are used without their `%`, as IPython allows where the line is no Python.
+_AUTOMATIC = re.compile(
+    r"(?P<indent>\s*)(?:c[dp]|cat|conda|env|less|ll|load_ext|ls|mamba|man|matplotlib|micromamba"
+    r"|mkdir|more|mv|pip|popd|prun|pushd|pylab|reload_ext|rmdir|rm|run|set_env|timeit|time|uv)"
+    r"\s+[^\s=()<>,+*/%^&|!]"
+)
 # What can carry a statement over the end of a line: brackets and triple quotes.
 _TOKEN = re.compile(r"#.*|'''|\"\"\"|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[()\[\]{}]")
 _CLOSING = {quote: re.compile(rf"(?:\\.|[^\\])*?{quote}") for quote in ("'''", '"""')}
@@ -87,7 +94,18 @@ def _replaced(line: str) -> str | None:
         return _as_call(line, assigned.group("target"))
     if statement := _STATEMENT.match(line):
         return _as_call(line, statement.group("indent"))
+    automatic = _AUTOMATIC.match(line)
+    if automatic and not _is_python(line):
+        return _as_call(line, automatic.group("indent"))
     return None
+
+
+def _is_python(line: str) -> bool:
+    try:
+        ast.parse(line.strip())
+    except (SyntaxError, ValueError):
+        return False
+    return True
 
 
 def _as_call(line: str, before: str = "") -> str:

@@ -49,6 +49,14 @@ class Notebook:
             return None, line
         return self.cells[below[-1]].index, max(1, line - self.marks[below[-1]])
 
+    def json_line(self, line: int) -> int | None:
+        """The line of the notebook's JSON that a line of `text` is written on."""
+        index, within = self.locate(line)
+        for cell in self.cells:
+            if cell.index == index:
+                return self.raw.count("\n", 0, cell.offset_of(within)) + 1
+        return None
+
     def encode(self, text: str) -> bytes:
         """The bytes of the notebook with the cells of a changed `text`; all else as it was.
 

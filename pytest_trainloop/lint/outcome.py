@@ -47,6 +47,8 @@ class Problem:
     source_line: str = ""
     #: Stays the same when the lines around the problem move: 16 hexadecimal digits.
     fingerprint: str = ""
+    #: In a notebook, the line of its JSON that the problem begins on; elsewhere None.
+    json_line: int | None = None
     #: What the fix changes in a script; filled in for the formats that show it only.
     replacements: tuple[Replacement, ...] = ()
 
@@ -62,7 +64,7 @@ class Problem:
 class FileError:
     """A file or folder that could not be linted, or not wholly, and why.
 
-    `line` and `cell` as in `Problem`, where the reason has a place.
+    `line`, `cell` and `json_line` as in `Problem`, where the reason has a place.
     """
 
     path: str
@@ -70,6 +72,7 @@ class FileError:
     message: str
     line: int | None = None
     cell: int | None = None
+    json_line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

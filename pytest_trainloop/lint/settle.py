@@ -118,6 +118,7 @@ class Settling:
             finding.advice,
             finding.fix,
             file.line(place.line),
+            json_line=file.document.json_line(place.line),
             replacements=self._replacements(file, finding),
         )
 
@@ -146,6 +147,7 @@ class Settling:
             UNUSED_SUPPRESSION,
             *told,
             source_line=file.line(comment.line),
+            json_line=file.document.json_line(comment.line),
         )
 
     def _fault(self, comment: Suppression) -> tuple[str, str] | None:

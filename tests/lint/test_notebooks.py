@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from typing import Any
 
 import pytest
@@ -122,6 +123,29 @@ def test_a_cell_that_is_not_python_is_named(project: MakeProject) -> None:
     )
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("as_lists", [True, False])
+def test_what_shows_the_file_is_told_the_line_of_its_json(
+    project: MakeProject, indent: int | None, as_lists: bool
+) -> None:
+    """A pull request shows the lines of the JSON, not those of a cell."""
+    sources = lines_of(LOOP) if as_lists else LOOP
+    broken = lines_of("x = 1\nfor\n") if as_lists else "x = 1\nfor\n"
+    made = project(
+        {
+            "train.ipynb": notebook(*TRAINING[:-1], code(sources), indent=indent),
+            "z.ipynb": notebook(code("y = 1"), code(broken), indent=indent),
+        }
+    )
+    said = made.lint(".", "--output-format", "github").out
+    for path, text in (("train.ipynb", "loss.backward()\\n"), ("z.ipynb", "for\\n")):
+        (line,) = re.findall(rf"file={path},line=(\d+)::", said)
+        shown = (made.root / path).read_text().split("\n")[int(line) - 1]
+        assert text in shown
+        # Where each line of code has a line of JSON, it is that one alone.
+        assert (shown.strip().strip(',"').strip() == text) == (as_lists and indent == 1)
+
+
 def test_a_notebook_of_another_language_is_left_alone(project: MakeProject) -> None:
     metadata = {"language_info": {"name": "julia"}}
     made = project({"a.ipynb": notebook(code("begin torch end"), metadata=metadata)})
@@ -147,6 +171,11 @@ def test_a_notebook_of_another_language_is_left_alone(project: MakeProject) -> N
         ("# why?\nx = 'what?'", "# why?\nx = 'what?'"),
         ("a != b\nx %= 2", "a != b\nx %= 2"),
         ("await f()", "await f()"),
+        ("pip install -q torch", "get_ipython()  # pip install -q torch"),
+        ("if a:\n  cd data/x", "if a:\n  get_ipython()  # cd data/x"),
+        ("time f(x)", "get_ipython()  # time f(x)"),
+        ("ls -l\ntime = 3\nrun(x)\nenv", "ls -l\ntime = 3\nrun(x)\nenv"),
+        ("x = '''\npip install\n'''\ncd = [\nx\n]", "x = '''\npip install\n'''\ncd = [\nx\n]"),
     ],
 )
 def test_the_syntax_of_ipython_becomes_python_on_the_same_lines(cell: str, program: str) -> None:

@@ -19,7 +19,9 @@ def write(report: Report) -> str:
 
 def _problem(problem: Problem) -> str:
     properties: dict[str, object] = {"title": problem.rule, "file": posix(problem.path)}
-    if problem.cell is None:
+    if problem.cell is not None:
+        properties |= _json_line(problem)
+    else:
         properties["line"] = problem.line
         # GitHub takes columns only where a problem begins and ends on one line.
         if problem.line == problem.end_line:
@@ -31,9 +33,16 @@ def _problem(problem: Problem) -> str:
 
 def _error(error: FileError) -> str:
     properties: dict[str, object] = {"title": "trainloop-lint", "file": posix(error.path)}
-    if error.line is not None and error.cell is None:
+    if error.cell is not None:
+        properties |= _json_line(error)
+    elif error.line is not None:
         properties["line"] = error.line
     return _command(properties, error.message)
+
+
+def _json_line(place: Problem | FileError) -> dict[str, object]:
+    """A notebook's file is its JSON: that is what a pull request shows the lines of."""
+    return {} if place.json_line is None else {"line": place.json_line}
 
 
 def _command(properties: dict[str, object], message: str) -> str:

@@ -20,7 +20,9 @@ def write(report: Report) -> str:
 
 
 def _problem(problem: Problem) -> dict[str, Any]:
-    in_notebook = problem.cell is not None
+    begin, end = problem.line, problem.end_line
+    if problem.cell is not None:
+        begin = end = problem.json_line or 1
     return {
         "description": in_file(problem, sentences(problem)),
         "check_name": problem.rule,
@@ -28,16 +30,13 @@ def _problem(problem: Problem) -> dict[str, Any]:
         "severity": "major",
         "location": {
             "path": posix(problem.path),
-            "lines": {
-                "begin": 1 if in_notebook else problem.line,
-                "end": 1 if in_notebook else problem.end_line,
-            },
+            "lines": {"begin": begin, "end": end},
         },
     }
 
 
 def _error(error: FileError) -> dict[str, Any]:
-    line = 1 if error.cell is not None else error.line or 1
+    line = (error.line if error.cell is None else error.json_line) or 1
     path = posix(error.path)
     told = f"{path}\0{error.message}".encode("utf-8", "surrogatepass")
     return {

@@ -77,8 +77,10 @@ def _result(problem: Problem, index: int) -> _Object:
 def _location(problem: Problem) -> _Object:
     physical: _Object = {"artifactLocation": _artifact(problem.path)}
     if problem.cell is not None:
-        # A line of a cell is no line of the file.
+        # A line of a cell is no line of the file, which is JSON.
         cell = {"name": f"cell {problem.cell}", "kind": "module"}
+        if problem.json_line is not None:
+            physical["region"] = {"startLine": problem.json_line}
         return {"physicalLocation": physical, "logicalLocations": [cell]}
     physical["region"] = _region(problem)
     return {"physicalLocation": physical}
@@ -110,8 +112,9 @@ def _region(place: Problem | Replacement) -> _Object:
 
 def _notification(error: FileError) -> _Object:
     physical: _Object = {"artifactLocation": _artifact(error.path)}
-    if error.line is not None and error.cell is None:
-        physical["region"] = {"startLine": error.line}
+    line = error.line if error.cell is None else error.json_line
+    if line is not None:
+        physical["region"] = {"startLine": line}
     return {
         "level": "error",
         "message": {"text": error.message},

@@ -46,6 +46,7 @@ def kept() -> Problem:
         fix=Fix((Edit("append", where, ".item()"),), safe=False),
         source_line="\thistory.append(loss,",
         fingerprint="fedcba9876543210",
+        json_line=31,
     )
 
 

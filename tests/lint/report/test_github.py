@@ -14,10 +14,10 @@ PLAIN = Problem("a.py", 1, 1, 1, 2, None, "some-rule", "the cause", "what to wri
 
 
 def test_each_problem_and_each_unread_file_is_a_workflow_command(report: Report) -> None:
-    """Lines of a cell are no lines of the file: a notebook's are told in the message."""
+    """A notebook's place is the line of its JSON; its cell is told in the message."""
     assert write_report(report, "github") == (
-        "::error title=kept-loss-graph,file=explore.ipynb::cell 3, line 2: `history` keeps the"
-        " graph of every `loss`; append `loss.item()`\n"
+        "::error title=kept-loss-graph,file=explore.ipynb,line=31::cell 3, line 2: `history` keeps"
+        " the graph of every `loss`; append `loss.item()`\n"
         "::error title=missing-zero-grad,file=src/train.py,line=4,col=9,endColumn=24::the"
         " gradients of `net` are never cleared between two calls of `opt.step()`; call"
         " `opt.zero_grad()` after `opt.step()`\n"
@@ -39,10 +39,10 @@ def test_a_problem_over_several_lines_has_no_columns() -> None:
     assert ",line=1,endLine=3::" in write_report(Report((replace(PLAIN, end_line=3),)), "github")
 
 
-def test_an_error_in_a_cell_has_no_line() -> None:
-    error = FileError("a.ipynb", "it is not Python", line=2, cell=1)
+def test_an_error_in_a_cell_has_the_line_of_the_json() -> None:
+    error = FileError("a.ipynb", "it is not Python", line=2, cell=1, json_line=14)
     assert write_report(Report(errors=(error,)), "github") == (
-        "::error title=trainloop-lint,file=a.ipynb::it is not Python\n"
+        "::error title=trainloop-lint,file=a.ipynb,line=14::it is not Python\n"
     )
 
 

@@ -23,7 +23,7 @@ def test_each_problem_is_an_issue_with_a_fingerprint(report: Report) -> None:
         "location": {"path": "src/train.py", "lines": {"begin": 4, "end": 4}},
     }
     assert notebook["description"].startswith("cell 3, line 2: `history` keeps the graph")
-    assert notebook["location"] == {"path": "explore.ipynb", "lines": {"begin": 1, "end": 1}}
+    assert notebook["location"] == {"path": "explore.ipynb", "lines": {"begin": 31, "end": 31}}
     assert error["description"] == "it holds a nul byte"
     assert error["location"] == {"path": "src/broken.py", "lines": {"begin": 7, "end": 7}}
 

@@ -91,11 +91,14 @@ def test_a_result_has_place_message_fingerprint_and_fix(report: Report) -> None:
 
 
 def test_a_result_in_a_notebook_names_its_cell(report: Report) -> None:
-    """A line of a cell is no line of the file, so there is no region."""
+    """A line of a cell is no line of the file: its region is the line of the JSON."""
     result = written(Report(report.problems[:1]))["runs"][0]["results"][0]
     assert result["locations"] == [
         {
-            "physicalLocation": {"artifactLocation": {"uri": "explore.ipynb"}},
+            "physicalLocation": {
+                "artifactLocation": {"uri": "explore.ipynb"},
+                "region": {"startLine": 31},
+            },
             "logicalLocations": [{"name": "cell 3", "kind": "module"}],
         }
     ]
@@ -144,7 +147,7 @@ def test_the_log_is_valid_by_the_schema_of_the_standard(report: Report) -> None:
     validator = jsonschema.Draft4Validator(json.loads(text))
     change = Replacement(1, 1, 2, 1, "x\n")
     fixed = tuple(replace(problem, replacements=(change,)) for problem in report.problems)
-    error = FileError("a.ipynb", "it is not Python", line=2, cell=1)
+    error = FileError("a.ipynb", "it is not Python", line=2, cell=1, json_line=14)
     for case in (report, Report(fixed, (*report.errors, error)), Report()):
         log = written(case)
         assert [problem.message for problem in validator.iter_errors(log)] == []
