@@ -168,7 +168,11 @@ def test_ctrl_c_leaves_what_was_known_by_then(pytester: pytest.Pytester) -> None
     pytester.makepyfile(
         test_it=LOOP
         + "\ndef test_waits():\n"
-        + "    import time\n    open('here', 'w').close()\n    time.sleep(60)\n"
+        + "    import signal, time\n"
+        # It is ignored in whatever a shell has started in the background.
+        + "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        + "    open('here', 'w').close()\n"
+        + "    time.sleep(60)\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "trainloop", "-p", "no:randomly"]
     process = subprocess.Popen(
