@@ -7,8 +7,8 @@ above it in the file, so moved lines make no difference.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,21 +21,8 @@ class BaselineError(ValueError):
     """The baseline cannot be read; the message is one line."""
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The fingerprints of known problems."""
-
-    known: frozenset[str]
-
-    def split(self, problems: Iterable[Problem]) -> tuple[tuple[Problem, ...], int]:
-        """The problems that are new, and how many of the known ones are gone."""
-        every = list(problems)
-        gone = self.known - {problem.fingerprint for problem in every}
-        return tuple(p for p in every if p.fingerprint not in self.known), len(gone)
-
-
-def read_baseline(path: str) -> Baseline:
-    """Read a baseline.
+def read_baseline(path: str) -> dict[str, str]:
+    """The fingerprints of the problems that a baseline knows, each with the path of its file.
 
     Raises:
         BaselineError: it is not there, or is no baseline.
@@ -45,13 +32,24 @@ def read_baseline(path: str) -> Baseline:
             content = json.loads(file.read())
         if content["version"] != _VERSION:
             raise BaselineError(f"{path}: written by another version; write it anew")
-        return Baseline(frozenset(str(entry["fingerprint"]) for entry in content["problems"]))
+        problems = content["problems"]
+        return {str(entry["fingerprint"]): str(entry["path"]) for entry in problems}
     except OSError as error:
         raise BaselineError(f"{path}: cannot be read: {(error.strerror or '').lower()}") from None
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, BaselineError):
             raise
         raise BaselineError(f"{path}: it is not a baseline") from None
+
+
+def count_gone(known: Mapping[str, str], problems: Iterable[Problem], linted: list[str]) -> int:
+    """How many known problems of the files that were linted did not occur."""
+    files = set(map(os.path.abspath, linted))
+    found = {problem.fingerprint for problem in problems}
+    return sum(
+        fingerprint not in found and os.path.abspath(path) in files
+        for fingerprint, path in known.items()
+    )
 
 
 def baseline_text(problems: Iterable[Problem]) -> str:

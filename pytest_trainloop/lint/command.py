@@ -79,23 +79,25 @@ class _Command:
             return self.close(linted, settings)
         from pytest_trainloop.lint.fixing import fixed_text
 
-        fixed = fixed_text(run, path, data, unsafe=self.options.unsafe_fixes)
+        known = self.known(settings)
+        fixed = fixed_text(run, path, data, unsafe=self.options.unsafe_fixes, known=known)
         if self.options.diff:
             print_text(fixed.diff if fixed else "")
         else:
             # The fixed program takes the place of the report.
             data = fixed.encoded if fixed else data
             sys.stdout.buffer.write(data)
-        return self.exit_code(lint_text(run, path, data).report)
+        return self.exit_code(self.without_known(lint_text(run, path, data), settings))
 
     def fix(self, runs: list[Run], linted: list[Linted], settings: Settings) -> int:
         """Make the fixes and report what is left, or show what they would change."""
         from pytest_trainloop.lint.fixing import fixed_files
 
+        unsafe, known = self.options.unsafe_fixes, self.known(settings)
         changed = [
             file
             for run, found in zip(runs, linted, strict=True)
-            for file in fixed_files(run, found, unsafe=self.options.unsafe_fixes)
+            for file in fixed_files(run, found, unsafe=unsafe, known=known)
         ]
         if self.options.diff:
             for file in changed:
@@ -120,7 +122,7 @@ class _Command:
             self.terminal.say(words)
         if not linted.report.files and not linted.report.errors:
             self.terminal.say(f"no .py or .ipynb file to lint in {', '.join(self.options.paths)}")
-        report = self.without_known(linted.report, settings)
+        report = self.without_known(linted, settings)
         self.show(report, settings.output_format)
         return self.exit_code(report)
 
@@ -129,8 +131,9 @@ class _Command:
             return FAILED
         return FOUND_PROBLEMS if report.problems else CLEAN
 
-    def without_known(self, report: Report, settings: Settings) -> Report:
+    def without_known(self, linted: Linted, settings: Settings) -> Report:
         """The report without the problems of the baseline, or after writing one."""
+        report = linted.report
         if self.options.write_baseline is not None:
             from pytest_trainloop.lint.baseline import baseline_text
 
@@ -142,18 +145,27 @@ class _Command:
             return replace(report, problems=())
         if settings.baseline is None:
             return report
-        from pytest_trainloop.lint.baseline import BaselineError, read_baseline
+        from pytest_trainloop.lint.baseline import count_gone
 
-        try:
-            problems, gone = read_baseline(settings.baseline).split(report.problems)
-        except BaselineError as error:
-            raise CommandError(str(error)) from None
-        if gone:
+        known = self.known(settings)
+        problems = tuple(one for one in report.problems if one.fingerprint not in known)
+        if gone := count_gone(known, report.problems, linted.files):
             self.terminal.say(
                 f"{_counted(gone, 'problem')} of {settings.baseline} did not occur;"
                 " --write-baseline writes it anew"
             )
         return replace(report, problems=problems)
+
+    def known(self, settings: Settings) -> dict[str, str]:
+        """The problems that are neither reported nor fixed, as in `read_baseline`."""
+        if settings.baseline is None or self.options.write_baseline is not None:
+            return {}
+        from pytest_trainloop.lint.baseline import BaselineError, read_baseline
+
+        try:
+            return read_baseline(settings.baseline)
+        except BaselineError as error:
+            raise CommandError(str(error)) from None
 
     def show(self, report: Report, name: str) -> None:
         from pytest_trainloop.lint.report import write_report

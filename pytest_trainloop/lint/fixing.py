@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.lint.document import (
@@ -56,10 +56,19 @@ class FixedFile:
         return None
 
 
-def fixed_files(run: Run, linted: Linted, *, unsafe: bool) -> Iterator[FixedFile]:
-    """The files of a run that fixes change; nothing is written."""
-    lint = document_linter(run, linted.files)
-    for path, problems in _by_path(linted.report.problems):
+def fixed_files(
+    run: Run, linted: Linted, *, unsafe: bool, known: Collection[str] = ()
+) -> Iterator[FixedFile]:
+    """The files of a run that fixes change; nothing is written.
+
+    Args:
+        run: what was linted, and how.
+        linted: what was found.
+        unsafe: make also the fixes that may change what a correct program computes.
+        known: the fingerprints of problems that are to stay: those of a baseline.
+    """
+    lint = _sparing(document_linter(run, linted.files), known)
+    for path, problems in _by_path(_spared(linted.report.problems, known)):
         if not any(problem.fix and (unsafe or problem.fix.safe) for problem in problems):
             continue
         try:
@@ -71,13 +80,27 @@ def fixed_files(run: Run, linted: Linted, *, unsafe: bool) -> Iterator[FixedFile
             yield fixed
 
 
-def fixed_text(run: Run, path: str, data: bytes, *, unsafe: bool) -> FixedFile | None:
-    """The content of one file with its fixes; None if they change nothing."""
+def fixed_text(
+    run: Run, path: str, data: bytes, *, unsafe: bool, known: Collection[str] = ()
+) -> FixedFile | None:
+    """The content of one file with its fixes (as in `fixed_files`); None if they change nothing."""
     try:
         document = document_from_bytes(path, data)
     except UnreadableError:
         return None
-    return _fixed(document, document_linter(run, [path]), unsafe=unsafe)
+    lint = _sparing(document_linter(run, [path]), known)
+    return _fixed(document, lint, unsafe=unsafe)
+
+
+def _sparing(
+    lint: Callable[[Document], Sequence[Problem]], known: Collection[str]
+) -> Callable[[Document], Sequence[Problem]]:
+    return (lambda document: _spared(lint(document), known)) if known else lint
+
+
+def _spared(problems: Sequence[Problem], known: Collection[str]) -> Sequence[Problem]:
+    """The problems, the known ones as if there were no fix."""
+    return [replace(one, fix=None) if one.fingerprint in known else one for one in problems]
 
 
 def _fixed(document: Document, lint: Lint, *, unsafe: bool) -> FixedFile | None:

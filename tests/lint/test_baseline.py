@@ -52,6 +52,30 @@ def test_problems_that_are_gone_are_told(project: MakeProject) -> None:
     )
 
 
+def test_what_was_not_linted_is_not_gone(project: MakeProject) -> None:
+    """A hook lints what has changed, with the baseline of the whole project."""
+    made = project({"a.py": BUGGY, "b.py": BUGGY})
+    made.lint(".", "--write-baseline", "known.json")
+    said = made.lint("b.py", "--baseline", "known.json")
+    assert (said.exit_code, said.err) == (0, "")
+
+
+def test_known_problems_are_not_fixed(project: MakeProject) -> None:
+    other = BUGGY.replace("loss.backward()", "other_loss.backward()").replace(
+        "loss =", "other_loss ="
+    )
+    made = project({"a.py": BUGGY, "b.py": BUGGY})
+    made.lint(".", "--write-baseline", "known.json")
+    made.write({"b.py": BUGGY + other.partition("\n")[2].replace("train", "train_again")})
+    said = made.lint(".", "--baseline", "known.json", "--unsafe-fixes")
+    assert (said.exit_code, said.err) == (0, "trainloop-lint: 1 problem fixed in 1 file\n")
+    assert (made.root / "a.py").read_text() == BUGGY
+    fixed = (made.root / "b.py").read_text()
+    assert fixed.startswith(BUGGY)
+    assert "optimizer.zero_grad()" in fixed.removeprefix(BUGGY)
+    assert made.lint(".", "--baseline", "known.json", "--diff", "--unsafe-fixes").out == ""
+
+
 def test_the_configuration_can_name_it(project: MakeProject) -> None:
     table = '[tool.trainloop-lint]\nbaseline = "ci/known.json"\n'
     made = project({"pyproject.toml": table, "src/a.py": BUGGY, "ci/known.json": ""})
