@@ -40,7 +40,8 @@ class _Open(NamedTuple):
 def neutralised(lines: list[str]) -> list[str]:
     """The lines of a cell with each line of IPython's syntax replaced by a line of Python."""
     for number, line in enumerate(lines):
-        if magic := _CELL_MAGIC.match(line):
+        magic = _CELL_MAGIC.match(line)
+        if magic and not _is_several(line):
             if magic.group(1) not in _RUN_PYTHON:
                 return [
                     *lines[:number],
@@ -90,6 +91,8 @@ def _without_magics(lines: list[str]) -> Iterator[str]:
 
 
 def _replaced(line: str) -> str | None:
+    if _is_several(line):
+        return None
     if assigned := _ASSIGNED.match(line):
         return _as_call(line, assigned.group("target"))
     if statement := _STATEMENT.match(line):
@@ -98,6 +101,11 @@ def _replaced(line: str) -> str | None:
     if automatic and not _is_python(line):
         return _as_call(line, automatic.group("indent"))
     return None
+
+
+def _is_several(line: str) -> bool:
+    """Whether what is one line for IPython is several for Python."""
+    return "\r" in line[:-1]
 
 
 def _is_python(line: str) -> bool:

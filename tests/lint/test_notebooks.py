@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_trainloop.lint.document import UnreadableError, document_from_bytes
@@ -193,6 +193,8 @@ SOURCES = st.one_of(
 
 
 @given(st.lists(st.tuples(st.sampled_from(["code", "markdown"]), SOURCES)), st.booleans())
+@example([("code", "%%a\r "), ("code", "")], True)  # noqa: FBT003 - by position, as drawn
+@example([("code", "?\r "), ("code", "")], False)  # noqa: FBT003 - by position, as drawn
 def test_any_notebook_gives_back_its_bytes_and_places(
     cells: list[tuple[str, str]], as_lists: bool
 ) -> None:
