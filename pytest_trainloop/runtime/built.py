@@ -6,7 +6,8 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_trainloop.runtime.models import live_models
+from pytest_trainloop.runtime.live_modules import live_roots
+from pytest_trainloop.runtime.models import owned
 from pytest_trainloop.runtime.place import user_frames
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class BuiltOptimizers:
         members = None
         if self._count <= _LOOKED_AT:
             mine = set(map(id, own))
-            models = [[one.tensor for one in model.parameters()] for model in live_models()]
+            models = [[one.tensor for one in owned(root)] for root in live_roots()]
             owners = [tensors for tensors in models if not mine.isdisjoint(map(id, tensors))]
             members = _Tensors([tensor for tensors in owners for tensor in tensors])
         ref = weakref.ref(optimizer)

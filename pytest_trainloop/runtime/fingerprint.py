@@ -6,7 +6,6 @@ of them are equal exactly where the runs were.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import weakref
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_trainloop.runtime.live_modules import collect_garbage
 from pytest_trainloop.runtime.models import LiveModel, live_models
 from pytest_trainloop.runtime.observe import Listener
 from pytest_trainloop.runtime.seed import take_states
@@ -88,7 +88,7 @@ class TakeFingerprints(Listener):
         self._folder = folder
         self._files = _listing(folder)
         self._batches: list[Digest] = []
-        gc.collect()
+        collect_garbage()
         self._before = weakref.WeakSet(
             root for model in live_models() if (root := model.ref()) is not None
         )

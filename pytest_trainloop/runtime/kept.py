@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pytest_trainloop.runtime.calls import same_values
 from pytest_trainloop.runtime.fingerprint import digest_of, rng_digests
+from pytest_trainloop.runtime.live_modules import collect_garbage
 from pytest_trainloop.runtime.models import live_models
 from pytest_trainloop.runtime.observe import Listener
 from pytest_trainloop.runtime.place import belongs_to_user, frame_beyond, readable
@@ -80,7 +81,7 @@ class KeepState(Listener):
         """Take everything in, and replace `Module.train` until the run ends."""
         from torch.nn import Module
 
-        gc.collect()
+        collect_garbage()
         for model in live_models():
             root = model.ref()
             if root is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import compress
 from typing import TYPE_CHECKING
 
+from pytest_trainloop.runtime.live_modules import children, live_roots
 from pytest_trainloop.runtime.place import name_of
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class LiveModel:
     def parameters(self) -> list[Owned]:
         """Its parameters, with the names they have in it; empty once it is gone."""
         root = self.ref()
-        return [] if root is None else list(_owned(root))
+        return [] if root is None else list(owned(root))
 
     def mode_modules(self) -> list[tuple[str, Module]]:
         """Its modules that compute something else in eval mode, with their names."""
@@ -100,9 +99,7 @@ def _is_pretrained(module: Module) -> bool:
 
 def live_models() -> list[LiveModel]:
     """Every module alive that no other module holds."""
-    modules = _live_modules()
-    held = {id(child) for module in modules for child in _children(module)}
-    return [LiveModel(module) for module in modules if id(module) not in held]
+    return [LiveModel(root) for root in live_roots()]
 
 
 def _unregistered(module: Module) -> Iterator[tuple[str, list[Module]]]:
@@ -115,25 +112,8 @@ def _unregistered(module: Module) -> Iterator[tuple[str, list[Module]]]:
         yield attribute, [one for one in values if isinstance(one, Module)]
 
 
-def _live_modules() -> list[Module]:
-    from torch.nn import Module
-
-    # There are a million objects or so. And ask their types, not isinstance(): that would
-    # wake up lazy proxies among them.
-    objects = gc.get_objects()
-    types = list(map(type, objects))
-    kinds = {kind for kind in set(types) if issubclass(kind, Module)}
-    found = compress(objects, map(kinds.__contains__, types))
-    return [module for module in found if "_parameters" in module.__dict__]
-
-
-def _children(module: Module) -> list[Module]:
-    held = module.__dict__.get("_modules")
-    return [child for child in (held or {}).values() if child is not None]
-
-
 def _unwrapped_name(root: Module) -> str | None:
-    inner = _children(root) if type(root).__name__ in _WRAPPERS else []
+    inner = children(root) if type(root).__name__ in _WRAPPERS else []
     return name_of(inner[0]) if inner else None
 
 
@@ -141,7 +121,8 @@ def _plain_name(root: Module, name: str) -> str:
     return name.removeprefix(_WRAPPERS.get(type(root).__name__, "")).replace("_orig_mod.", "")
 
 
-def _owned(root: Module) -> Iterator[Owned]:
+def owned(root: Module) -> Iterator[Owned]:
+    """The parameters of a model, each once."""
     seen: set[int] = set()
     for prefix, module in root.named_modules():
         for key, tensor in module.named_parameters(recurse=False):
@@ -164,7 +145,7 @@ def depends_on_mode(module: Module) -> bool:
     if code is None or "training" not in code.co_names:
         return False
     rates = _rates(module)
-    if not any(rates) and (rates or _children(module)):
+    if not any(rates) and (rates or children(module)):
         return False
     return getattr(module, "track_running_stats", True) is not False
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_trainloop.runtime import record
 from pytest_trainloop.runtime.built import BuiltOptimizers
-from pytest_trainloop.runtime.models import LiveModel, live_models
+from pytest_trainloop.runtime.live_modules import live_roots
+from pytest_trainloop.runtime.models import LiveModel, owned
 from pytest_trainloop.runtime.place import name_of
 from pytest_trainloop.runtime.sightings import ModeModule
 
@@ -183,9 +184,10 @@ class Participants:
         if not unknown:
             return
         # The largest first: where two hold the same parameter, it is named after the larger.
-        found = [(model, model.parameters()) for model in live_models()]
-        for model, owned in sorted(found, key=lambda pair: -len(pair[1])):
-            if any(id(owned_one.tensor) in unknown for owned_one in owned):
+        found = [(root, {id(one.tensor) for one in owned(root)}) for root in live_roots()]
+        for root, tensors_of_it in sorted(found, key=lambda pair: -len(pair[1])):
+            if not unknown.isdisjoint(tensors_of_it):
+                model = LiveModel(root)
                 self.models.append(model)
                 self._take_in(model)
                 self._watch_modes(model)
@@ -193,10 +195,10 @@ class Participants:
                     self._hidden_tensors[id(tensor)] = (weakref.ref(tensor), holder)
 
     def _take_in(self, model: LiveModel) -> None:
-        for owned in model.parameters():
-            if id(owned.tensor) not in self._parameters:
-                known = self._known(owned.tensor)
-                known.name, known.module, known.model = owned.name, owned.module, model
+        for one in model.parameters():
+            if id(one.tensor) not in self._parameters:
+                known = self._known(one.tensor)
+                known.name, known.module, known.model = one.name, one.module, model
 
     def _watch_modes(self, model: LiveModel) -> None:
         root = self.models.index(model)
