@@ -8,10 +8,11 @@ from itertools import dropwhile
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
+from pytest_trainloop.runtime.ahead import Delivery, places_of_use
 from pytest_trainloop.runtime.calls import tensors_in
 from pytest_trainloop.runtime.drive import StopAfter
 from pytest_trainloop.runtime.fingerprint import Digest, digest, rng_digests
-from pytest_trainloop.runtime.record import Backward, Clearing
+from pytest_trainloop.runtime.record import Backward, Batch, Clearing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,14 +49,16 @@ class Update:
     backwards: int
     loss: float | None
     learning_rates: tuple[float, ...]
-    #: The samples that data loaders delivered for training since the step before.
-    samples: tuple[Digest, ...]
+    #: How many events there were before it.
+    position: int
     #: Whether random numbers were drawn between a batch and its backward.
     drew: bool
     #: How many of its backward calls but the first found no gradient to add to, and where the
     #: loop cleared them last between two of the calls; empty if that was not seen.
     restarts: int
     cleared: str
+    #: The samples that data loaders delivered for it; known when the run has ended.
+    samples: tuple[Digest, ...] = ()
     #: Norm before the gradients were clipped; None if they were not.
     clipped_from: float | None = None
     #: By name, for the first updates: the gradients, and the weights before and after.
@@ -78,7 +81,7 @@ class TakeUpdates(StopAfter):
         self.half_precision = False
         #: The weights that were known at the first backward, by name.
         self.start: dict[str, Tensor] = {}
-        self._samples: list[Digest] = []
+        self._deliveries: list[Delivery] = []
         self._rng: dict[str, Digest] | None = None
         self._drew = False
         #: Whether each backward call found a gradient, since the last step and before it.
@@ -106,11 +109,12 @@ class TakeUpdates(StopAfter):
 
     def deliver(self, loader: int, batch: Any) -> Any:
         """Take the fingerprint of each sample."""
-        import torch
-
-        if torch.is_grad_enabled():
+        events = [] if self.run is None else self.run.events
+        delivered = events[-1] if events else None
+        if isinstance(delivered, Batch) and delivered.grad_enabled:
             first = next((one for one in tensors_in(batch) if one.ndim), None)
-            self._samples += map(digest, () if first is None else first)
+            samples = tuple(map(digest, () if first is None else first))
+            self._deliveries.append(Delivery(delivered, len(events) - 1, samples))
         self._rng = rng_digests()
         return batch
 
@@ -130,7 +134,7 @@ class TakeUpdates(StopAfter):
             backwards=0,
             loss=None,
             learning_rates=step.learning_rates,
-            samples=tuple(self._samples),
+            position=0 if self.run is None else len(self.run.events),
             drew=self._drew,
             restarts=0,
             cleared="",
@@ -161,11 +165,20 @@ class TakeUpdates(StopAfter):
             if len(self._found) > self._calls:
                 # A closure made them inside of the step.
                 update.gradients = _gradients(own)
-        self._samples.clear()
         self._used, self._found = self._found, []
         self._drew = False
         self._norm = None
         super().after_step(optimizer, step)
+
+    def end(self) -> None:
+        """Tell which samples each update is made of, now that all uses are known."""
+        begin = 0
+        places = places_of_use([] if self.run is None else self.run.events, self._deliveries)
+        used = list(zip(self._deliveries, places, strict=True))
+        for update in self.updates:
+            own = [one for one, place in used if begin <= place < update.position]
+            update.samples = tuple(sample for one in own for sample in one.samples)
+            begin = update.position
 
     def _parameters(self) -> list[tuple[str, Tensor]]:
         return [] if self._observer is None else list(self._observer.people.named_tensors())

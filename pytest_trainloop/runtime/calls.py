@@ -7,7 +7,7 @@ closely. `Module.__call__` is replaced; what torch.compile traces passes through
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
@@ -220,11 +220,18 @@ def _fingerprint(tensor: Tensor) -> Digest:
 
 
 def tensors_in(thing: Any) -> list[Tensor]:
-    """The tensors in nested lists, tuples, dicts and what else torch knows how to take apart."""
+    """The tensors in nested lists, tuples, mappings and what else torch can take apart."""
     import torch
     from torch.utils import _pytree
 
-    return [leaf for leaf in _pytree.tree_leaves(thing) if isinstance(leaf, torch.Tensor)]
+    found: list[Tensor] = []
+    for leaf in _pytree.tree_leaves(thing):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            # Tokenizers make a mapping of their own, which torch takes for one thing.
+            found += tensors_in(dict(leaf))
+    return found
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:

@@ -80,10 +80,11 @@ def mixing(facts: ModelCall, invocation: Invocation, tolerance: float) -> Mixing
 
 def _batch_size(facts: ModelCall, invocation: Invocation) -> int | Unclear:
     """How many samples a call is about, where dimension 0 is surely that of the samples."""
+    from torch import Tensor
     from torch.utils import _pytree
 
     leaves = _pytree.tree_leaves((invocation.args, invocation.kwargs))
-    given = tensors_in(leaves)
+    given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     if len(given) != sum(not isinstance(leaf, _PLAIN) for leaf in leaves):
         return Unclear("it is given something else than tensors")
     shapes = [tensor.shape for tensor in given if tensor.ndim]

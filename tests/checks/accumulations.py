@@ -200,6 +200,18 @@ def accelerate(data: TensorDataset, accumulation: Accumulation) -> object:
 
 
 @style
+def accelerate_over_several_updates(data: TensorDataset, accumulation: Accumulation) -> object:
+    """It fetches each batch before the one at hand is used."""
+    more = TensorDataset(
+        *(
+            torch.cat([one, -one if one.is_floating_point() else one, one])[:21]
+            for one in data.tensors
+        )
+    )
+    return accelerate(more, accumulation)
+
+
+@style
 def lightning(data: TensorDataset, accumulation: Accumulation) -> object:
     import lightning
 
@@ -244,7 +256,9 @@ def hugging_face_trainer(data: TensorDataset, accumulation: Accumulation) -> obj
             logits = self.network(x)
             return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
-    examples: Any = [{"x": x, "labels": y} for x, y in zip(*data.tensors, strict=True)]
+    # Three updates and a half an epoch.
+    pairs = [(x + shift, y) for shift in range(4) for x, y in zip(*data.tensors, strict=True)]
+    examples: Any = [{"x": x, "labels": y} for x, y in pairs[:28]]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder,
