@@ -134,19 +134,10 @@ def _did_backward_run(run: Run) -> Answer:
     if run.backwards:
         last = run.backwards[-1].where
         return Answer(question, f"yes, {counted(len(run.backwards), 'time')}, the last at {last}")
-    if run.gradient_calls:
-        calls = counted(run.gradient_calls, "call")
-        cause = Cause(
-            f"the test body never called backward ({calls} of torch.autograd.grad were seen)",
-            "call `loss.backward()` and a torch optimizer; an update written by hand"
-            " cannot be judged",
-        )
-    else:
-        cause = Cause(
-            "the test body never called backward",
-            "call the training loop in the test, and give it data: a loop over nothing"
-            " does nothing",
-        )
+    cause = Cause(
+        "the test body never called backward",
+        "call the training loop in the test, and give it data: a loop over nothing does nothing",
+    )
     return Answer(question, "no", cause)
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.fingerprint import Digest, RunPrint, StepPrint
 
 
+#: What differs where a loop draws anew.
+CHANCE = ("batch", "RNG state")
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """The first thing in which a run differs from the one it should equal."""
@@ -59,6 +63,29 @@ def first_difference(
     )
 
 
+def first_difference_but_chance(
+    ours: StepPrint, theirs: StepPrint, *, restored: bool
+) -> Difference | None:
+    """As `first_difference`, of what depends on no batches and random numbers of later steps.
+
+    Args:
+        ours: the step to judge.
+        theirs: the step it should equal.
+        restored: whether it is the first one after what was saved was loaded; later ones have
+            been given other batches: their learning rates can be compared, and what the
+            optimizer has kept and counted.
+    """
+    if not restored:
+        return _state_differs(ours, theirs, values=False) or _rate_differs(ours, theirs)
+    return (
+        _weights_differ(ours, theirs)
+        or _state_differs(ours, theirs)
+        or _rate_differs(ours, theirs)
+        or _scaler_differs(ours, theirs)
+        or _other_models_differ(ours, theirs)
+    )
+
+
 def _weights_differ(ours: StepPrint, theirs: StepPrint) -> Difference | None:
     names = differing(ours.weights, theirs.weights)
     if not names:
@@ -70,9 +97,9 @@ def _weights_differ(ours: StepPrint, theirs: StepPrint) -> Difference | None:
     )
 
 
-def _state_differs(ours: StepPrint, theirs: StepPrint) -> Difference | None:
+def _state_differs(ours: StepPrint, theirs: StepPrint, *, values: bool = True) -> Difference | None:
     missing = sorted(set(theirs.state) - set(ours.state))
-    wrong = missing or differing(ours.state, theirs.state)
+    wrong = missing or (differing(ours.state, theirs.state) if values else [])
     counts_differ = ours.state_steps != theirs.state_steps
     if not wrong and not counts_differ:
         return None
@@ -95,7 +122,8 @@ def _rate_differs(ours: StepPrint, theirs: StepPrint) -> Difference | None:
     return Difference(
         "learning rate",
         f"learning rate {_rates(ours)} instead of {_rates(theirs)}",
-        "save `scheduler.state_dict()` and load it, after the optimizer's",
+        "save `scheduler.state_dict()` and load it, after the optimizer's; a rate that the loop"
+        " computes itself follows from the saved step or epoch",
     )
 
 
@@ -132,7 +160,8 @@ def _outcome_differs(
         return Difference(
             "RNG state",
             f"{losses}: another RNG state ({', '.join(generators)})",
-            "save the RNG states and restore them after `iter(loader)`, which draws from them",
+            "save the RNG states and restore them"
+            + (" after `iter(loader)`, which draws from them" if theirs.batches else ""),
         )
     return Difference(
         "loss",

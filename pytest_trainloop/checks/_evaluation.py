@@ -27,7 +27,7 @@ class Evaluation:
     def __init__(self, run: Run, seen: ModelCalls, changes: list[Change]) -> None:
         self.run = run
         self.all_calls = seen.calls
-        self.trains = bool(run.steps)
+        self.trains = bool(run.steps) or _trains_by_hand(seen.calls)
         #: Those that are judged, and the number of the first among all.
         numbered = [(n, one) for n, one in enumerate(seen.calls) if one.evaluates(self.trains)]
         self.calls = [call for _, call in numbered]
@@ -45,6 +45,18 @@ class Evaluation:
         if change.what == "optimizer":
             return change.kind
         return self._seen.name(change.module)
+
+
+def _trains_by_hand(calls: list[ModelCall]) -> bool:
+    """Whether a model had other weights after a backward that no optimizer used."""
+    first: dict[int, ModelCall] = {}
+    for call in calls:
+        if not call.weights or UNREADABLE in call.weights:
+            continue
+        before = first.setdefault(call.which, call)
+        if call.backwards > before.backwards and call.weights != before.weights:
+            return True
+    return False
 
 
 def refuse_train_mode(evaluation: Evaluation) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pytest_trainloop.checks._accumulate_examples import EXAMPLES
 from pytest_trainloop.checks._accumulation import Pair, refuse_difference, refuse_other_data
-from pytest_trainloop.checks._cause import nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
+from pytest_trainloop.checks._nothing import refuse_nothing
 from pytest_trainloop.checks._options import OptionError
-from pytest_trainloop.checks._verdict import PromiseBrokenError, Verdict
+from pytest_trainloop.checks._verdict import Verdict
 from pytest_trainloop.rules._naming import counted
 from pytest_trainloop.runtime.accumulation import Accumulation, TakeUpdates
 
@@ -93,9 +93,7 @@ class Accumulates(Check):
         take = TakeUpdates(self.updates)
         body.stage.accumulation = accumulation
         run = body.run_afresh(take, folder=body.new_folder(), title=title)
-        cause = nothing_ran(run)
-        if cause is not None:
-            raise PromiseBrokenError.by(cause)
+        refuse_nothing(run)
         return take
 
 

@@ -130,8 +130,8 @@ def _refuse_nothing(evaluation: Evaluation) -> None:
         return
     if run.backwards:
         raise CannotJudgeError(
-            "the test body trains, and no evaluation was seen: no call of a model without"
-            " gradients, in eval mode or on data asked for without gradients",
+            "the test body trains, and no evaluation was seen: no model was called without"
+            " gradients and in eval mode, or on batches asked for without gradients",
             advice="call the evaluation alone, on a model from a fixture",
         )
     raise CannotJudgeError(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._frees_examples import EXAMPLES
+from pytest_trainloop.checks._nothing import refuse_nothing
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import (
     CannotJudgeError,
@@ -80,9 +80,7 @@ class Frees(Check):
         every = max(1, (self.steps - self.warm_up) // _LOOKS)
         growing = LookForGrowth(self.warm_up, every, self.steps, self.keeps)
         run = body.run(growing, StopAfter(self.steps))
-        cause = nothing_ran(run)
-        if cause is not None:
-            raise PromiseBrokenError(cause.message, *cause.evidence, advice=cause.advice)
+        refuse_nothing(run)
         looks = growing.looks
         if growing.growth is not None:
             raise _broken(run, looks, growing.growth)

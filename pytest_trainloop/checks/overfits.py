@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import nothing_learns, nothing_ran
+from pytest_trainloop.checks._cause import nothing_learns
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._direction import pulls_up
 from pytest_trainloop.checks._evidence import describe, numbers
 from pytest_trainloop.checks._not_falling import Experiments, Losses, refuse
+from pytest_trainloop.checks._nothing import refuse_nothing
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
 from pytest_trainloop.rules._naming import title
@@ -135,9 +136,7 @@ class Overfits(Check):
         """Run the body once, on frozen data."""
         freeze, stop = FreezeBatch(), _StopOnceFallen(self)
         run = body.run(freeze, FreezeChance(), stop)
-        cause = nothing_ran(run)
-        if cause is not None:
-            raise PromiseBrokenError.by(cause)
+        refuse_nothing(run)
         cause = pulls_up(run)
         if cause is not None:
             raise PromiseBrokenError.by(cause, *numbers(run))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._compare import differing, first_difference_of_runs
+from pytest_trainloop.checks._nothing import refuse_nothing
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import PromiseBrokenError, Verdict
 from pytest_trainloop.rules._naming import listed
@@ -198,9 +198,7 @@ class Repeats(Check):
         take = TakeFingerprints(folder)
         title = f"run {number} of {self.runs}"
         run = body.run_afresh(take, StopAfter(self.steps), folder=folder, title=title)
-        cause = nothing_ran(run)
-        if cause is not None:
-            raise PromiseBrokenError.by(cause)
+        refuse_nothing(run)
         return take.prints
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import nothing_ran
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._compare import (
+    CHANCE,
+    Difference,
     closest_step,
     first_difference,
+    first_difference_but_chance,
     first_difference_of_runs,
     same_weights,
 )
+from pytest_trainloop.checks._nothing import refuse_nothing
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._resume_examples import EXAMPLES
 from pytest_trainloop.checks._verdict import CannotJudgeError, PromiseBrokenError, Verdict
 from pytest_trainloop.runtime.drive import Interruption, StopAfter
-from pytest_trainloop.runtime.fingerprint import RunPrint, TakeFingerprints
+from pytest_trainloop.runtime.fingerprint import RunPrint, StepPrint, TakeFingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,11 +51,15 @@ class Resumes(Check):
     The loop may resume by itself, from what it finds in `checkpoint_dir`, or the test does it
     by hand. A loop that saves only at a planned stop takes the fixture `interruption`:
     `interruption.stopping` is true in the run that is to stop early and save,
-    `interruption.resuming` in the one that goes on.
+    `interruption.resuming` in the one that goes on. A body that asks for `resuming` alone, to
+    hand a script its checkpoint, is preempted like the others.
 
     Options:
         after: training steps after which the run is preempted. By default one step after a
             checkpoint was written, in the middle of an epoch where there is such a checkpoint.
+        chance: whether batches and random numbers have to be the same. Switched off for a loop
+            that draws anew after a restart, as most do that save once an epoch: then the first
+            step that goes on is compared, and after it learning rates and the number of steps.
         steps: training steps after which even the uninterrupted run is stopped, so that a
             long loop can be judged by its beginning.
 
@@ -61,6 +68,7 @@ class Resumes(Check):
     """
 
     after: int | None = None
+    chance: bool = True
     steps: int = 200
 
     since: ClassVar[str] = "0.1.0"
@@ -81,13 +89,14 @@ class Resumes(Check):
         """Run the body four times, and compare."""
         whole = self._uninterrupted(body)
         folder = body.new_folder()
-        if body.uses("interruption"):
+        if body.stage.interruption.asked_to_stop:
             stopped = self._stop_as_planned(body, folder, whole)
         else:
             stopped = self._preempt(body, folder, whole)
         interruption = Interruption(resuming=True)
         resumed = _fingerprints(body, folder, StopAfter(self.steps), _RESUMED, interruption)
-        return _compare(whole, resumed, stopped, capped=whole.made >= self.steps)
+        pair = _Pair(whole, resumed, stopped, self.chance, capped=whole.made >= self.steps)
+        return _compare(pair)
 
     def _uninterrupted(self, body: Body) -> RunPrint:
         """Two uninterrupted runs; the first one's fingerprints, once the second equals it."""
@@ -149,9 +158,8 @@ def _fingerprints(
 ) -> RunPrint:
     take = TakeFingerprints(folder)
     run = body.run_afresh(take, stop, folder=folder, title=title, interruption=interruption)
-    cause = None if title == _RESUMED else nothing_ran(run)
-    if cause is not None:
-        raise PromiseBrokenError.by(cause)
+    if title != _RESUMED:
+        refuse_nothing(run)
     return take.prints
 
 
@@ -169,43 +177,73 @@ def _where_to_preempt(whole: RunPrint) -> int:
     return min(inside or saved, key=lambda steps: abs(steps - whole.made / 2)) + 1
 
 
-def _compare(whole: RunPrint, resumed: RunPrint, stopped: int, *, capped: bool) -> Verdict:
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The uninterrupted run, and the one that went on, with how they are to be compared."""
+
+    whole: RunPrint
+    resumed: RunPrint
+    #: After how many training steps the run was interrupted.
+    stopped: int
+    chance: bool
+    #: Whether even the uninterrupted run was stopped before its end.
+    capped: bool
+
+    def difference(self, ours: StepPrint, theirs: StepPrint) -> Difference | None:
+        """How a step of the run that went on differs from the one it should equal."""
+        if self.chance:
+            return first_difference(ours, theirs, self.whole.steps)
+        return first_difference_but_chance(ours, theirs, restored=ours is self.resumed.steps[0])
+
+
+def _compare(pair: _Pair) -> Verdict:
+    whole, resumed, stopped = pair.whole, pair.resumed, pair.stopped
     if not resumed.steps:
         raise PromiseBrokenError(
             f"the run that went on made no training step; {whole.made - stopped} were left",
             advice="let a run that finds a checkpoint train the steps that are left",
         )
-    start = _resumed_from(whole, resumed, stopped)
+    start = _resumed_from(pair)
     here = whole.steps[start].number - 1
     told = f"resumed from step {here} of {whole.made} (interrupted after step {stopped})"
     for ours, theirs in zip(resumed.steps, whole.steps[start:], strict=False):
-        difference = first_difference(ours, theirs, whole.steps)
+        difference = pair.difference(ours, theirs)
         if difference is not None:
             raise PromiseBrokenError(
                 f"{difference.what} not the same at step {theirs.number}: {difference.message}",
                 told,
-                advice=difference.advice,
+                advice=_advice(difference),
             )
     left = len(whole.steps) - start
-    if len(resumed.steps) != left and not capped:
+    if len(resumed.steps) != left and not pair.capped:
         raise PromiseBrokenError(
             f"it made {len(resumed.steps)} steps after step {here}, where {left} were left",
             told,
             advice="save the number of steps made (or the epoch and the position in it) and go on"
             " from there",
         )
-    if not capped and resumed.final_weights != whole.final_weights:
+    facts: dict[str, object] = {"resumed_from": here, "interrupted_after": stopped}
+    facts["steps"] = whole.made
+    if not pair.chance:
+        return Verdict(f"{told}, with other batches and random numbers", facts)
+    if not pair.capped and resumed.final_weights != whole.final_weights:
         raise PromiseBrokenError(
             "the weights at the end are not those of the uninterrupted run",
             told,
             advice="look for what changes weights after the last step",
         )
-    facts: dict[str, object] = {"resumed_from": here, "interrupted_after": stopped}
-    return Verdict(f"{told}, then equal bit for bit", {**facts, "steps": whole.made})
+    return Verdict(f"{told}, then equal bit for bit", facts)
 
 
-def _resumed_from(whole: RunPrint, resumed: RunPrint, stopped: int) -> int:
+def _advice(difference: Difference) -> str:
+    if difference.what not in CHANCE:
+        return difference.advice
+    return f"{difference.advice}; a loop that draws anew by design takes @resumes(chance=False)"
+
+
+def _resumed_from(pair: _Pair) -> int:
     """The index of the step of the uninterrupted run with whose weights the other began."""
+    whole, resumed, stopped = pair.whole, pair.resumed, pair.stopped
     first = resumed.steps[0]
     matches = [i for i, step in enumerate(whole.steps) if same_weights(first, step)]
     # Weights that stand still match several steps: take the latest that had been reached.
@@ -220,6 +258,9 @@ def _resumed_from(whole: RunPrint, resumed: RunPrint, stopped: int) -> int:
             advice="save and load all weights, in the precision they are trained in",
         )
     index = max(reached or matches)
+    if not pair.capped and 0 in matches and len(resumed.steps) >= len(whole.steps):
+        # What made all steps again did not go on, wherever weights stand still.
+        index = 0
     if index == 0:
         _refuse_start(whole, resumed, stopped)
     return index

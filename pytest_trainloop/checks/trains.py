@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar
 
-from pytest_trainloop.checks._cause import not_learning, nothing_learns, nothing_ran
+from pytest_trainloop.checks._cause import not_learning, nothing_learns
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._evidence import numbers
+from pytest_trainloop.checks._nothing import refuse_nothing
 from pytest_trainloop.checks._options import OptionError
 from pytest_trainloop.checks._verdict import CannotJudgeError, Cause, PromiseBrokenError, Verdict
 from pytest_trainloop.rules._naming import listed
@@ -213,7 +214,8 @@ class Trains(Check):
     def judge(self, body: Body) -> Verdict:
         """Run the body, and look at every parameter of what it trained."""
         run = body.run(StopAfter(self.steps))
-        cause = nothing_ran(run) or nothing_learns(run)
+        refuse_nothing(run, *numbers(run))
+        cause = nothing_learns(run)
         if cause is not None:
             raise PromiseBrokenError.by(cause, *numbers(run))
         parameters = [one for one in run.parameters if one.model is not None]

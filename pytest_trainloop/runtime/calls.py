@@ -39,6 +39,8 @@ class ModelCall:
     #: What the user's code calls it, and its class.
     model: str
     kind: str
+    #: Which module it is, counted in the order of their first calls.
+    which: int
     where: str
     #: Its `training`; its modules that depend on the mode, as "`name` (Class)".
     training: bool
@@ -96,7 +98,8 @@ class ModelCalls(Listener):
         self._inside = False
         self._without_gradients = 0
         self._observer: Observer | None = None
-        self._names: dict[int, tuple[weakref.ref[Module], LiveModel]] = {}
+        self._names: dict[int, tuple[weakref.ref[Module], LiveModel, int]] = {}
+        self._models = 0
 
     def begin(self, observer: Observer) -> None:
         """Replace `Module.__call__` until the run ends."""
@@ -164,7 +167,7 @@ class ModelCalls(Listener):
     def _describe(self, invocation: Invocation) -> ModelCall:
         import torch
 
-        model = self._model(invocation.module)
+        model, which = self._model(invocation.module)
         run = cast("Observer", self._observer).run
         batch = next(
             (one for one in run.events[: -_LATEST - 1 : -1] if isinstance(one, Batch)), None
@@ -178,6 +181,7 @@ class ModelCalls(Listener):
         return ModelCall(
             model=model.name,
             kind=model.kind,
+            which=which,
             where=cast("Observer", self._observer).place(),
             training=invocation.module.training,
             in_train_mode=tuple(name for name, training in modes if training),
@@ -191,12 +195,13 @@ class ModelCalls(Listener):
             sizes=() if first is None else tuple(first.shape[1:]),
         )
 
-    def _model(self, module: Any) -> LiveModel:
-        ref, model = self._names.get(id(module), (None, None))
-        if ref is None or model is None or ref() is not module:
-            model = LiveModel(module)
-            self._names[id(module)] = (weakref.ref(module), model)
-        return model
+    def _model(self, module: Any) -> tuple[LiveModel, int]:
+        known = self._names.get(id(module))
+        if known is None or known[0]() is not module:
+            known = weakref.ref(module), LiveModel(module), self._models
+            self._names[id(module)] = known
+            self._models += 1
+        return known[1], known[2]
 
 
 def _has_state(module: Module) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_trainloop.runtime.observe import Listener
@@ -135,14 +134,25 @@ class ScaleRate(Listener):
                 group["lr"] = rate
 
 
-@dataclass
 class Interruption:
     """Tells the body of a test which run of the `resumes` check it is in.
 
     For loops that save only at a planned stop. Both are False in the uninterrupted run.
     """
 
-    #: True in the run that is to stop early and save.
-    stopping: bool = False
-    #: True in the run that goes on from what was saved.
-    resuming: bool = False
+    def __init__(self, *, stopping: bool = False, resuming: bool = False) -> None:
+        self._stopping = stopping
+        self._resuming = resuming
+        #: Whether the body wants to know if it shall stop.
+        self.asked_to_stop = False
+
+    @property
+    def stopping(self) -> bool:
+        """True in the run that is to stop early and save."""
+        self.asked_to_stop = True
+        return self._stopping
+
+    @property
+    def resuming(self) -> bool:
+        """True in the run that goes on from what was saved."""
+        return self._resuming

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, SupportsFloat, TypeVar
 if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
     from pytest_trainloop.runtime.sightings import (
+        ChildProcess,
         Criterion,
         Evaluation,
         KeptGraphs,
@@ -299,6 +300,8 @@ class Run:
     kept_graphs: KeptGraphs | None = None
     #: Uses of `torch.autograd.grad` outside of `backward`: a sign of updates by hand.
     gradient_calls: int = 0
+    #: Other processes that were started, except the workers of data loaders.
+    processes: list[ChildProcess] = field(default_factory=list)
     #: Whether data and chance were frozen, so that every batch is the same.
     frozen: bool = False
     #: Whether the run was stopped from outside, before its own end.

@@ -21,7 +21,7 @@ from typing import Any
 
 from pytest_trainloop.runtime.afresh import as_a_new_process
 from pytest_trainloop.runtime.broken_off import BrokenOffError
-from pytest_trainloop.runtime.place import innermost_user_line, readable
+from pytest_trainloop.runtime.place import innermost_user_line, is_ours, readable
 
 #: What the topmost folder of a project holds: scripts are not looked for above it.
 _PROJECT_ROOTS = ("pyproject.toml", "setup.py", "setup.cfg", "pytest.ini", "tox.ini", ".git")
@@ -290,4 +290,12 @@ def _from_script(trace: TracebackType | None, program: _Program) -> TracebackTyp
 
 def _trace(wrong: Exception, program: _Program) -> str:
     inner = _from_script(wrong.__traceback__, program)
-    return "".join(traceback.format_exception(type(wrong), wrong, inner)).rstrip()
+    told = traceback.TracebackException(type(wrong), wrong, inner)
+    causes: list[traceback.TracebackException | None] = [told]
+    for one in causes:
+        if one is not None:
+            # What watches is no part of the script.
+            own = [frame for frame in one.stack if not is_ours(frame.filename)]
+            one.stack = traceback.StackSummary.from_list(own)
+            causes += [one.__cause__, one.__context__]
+    return "".join(told.format()).rstrip()

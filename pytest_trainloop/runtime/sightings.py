@@ -68,6 +68,15 @@ class Seeding:
     where: str
 
 
+@dataclass(frozen=True, slots=True)
+class ChildProcess:
+    """Another process was started, which may train unseen."""
+
+    #: What messages call it.
+    title: str
+    where: str
+
+
 @dataclass(slots=True)
 class StateLoad:
     """A model was given a state dict."""

@@ -248,8 +248,9 @@ def test_it(model, tiny_loader):
 """,
         [
             (
-                "evaluates: cannot judge: the test body trains, and no evaluation was seen: no call"
-                " of a model without gradients, in eval mode or on data asked for without gradients"
+                "evaluates: cannot judge: the test body trains, and no evaluation was seen: no"
+                " model was called without gradients and in eval mode, or on batches asked for"
+                " without gradients"
             )
         ],
     ),

@@ -147,6 +147,114 @@ def test_a_loop_that_loses_nothing_passes(pytester: pytest.Pytester) -> None:
     )
 
 
+@pytest.mark.parametrize("lost", ["position", "order"])
+def test_chance_that_is_drawn_anew_can_be_left_out(pytester: pytest.Pytester, lost: str) -> None:
+    pytester.makepyfile(
+        LOOP.replace("LOST", repr(lost))
+        .replace("(after=9)", "(after=9, chance=False)")
+        # Without the position, it makes the steps of the whole epoch again.
+        .replace("batch, rng = 0, None", "batch, rng, epochs = batch, None, epochs")
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            (
+                "resumes passed *::test_it  resumed from step 8 of 12 (interrupted after step 9),"
+                " with other batches and random numbers"
+            )
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "cause"),
+    [
+        ("scheduler", "learning rate not the same at step 10: "),
+        ("average", "averaged weights not the same at step 9: "),
+        ("position", "it made 6 steps after step 8, where 4 were left"),
+    ],
+)
+def test_what_is_lost_besides_chance_is_named(
+    pytester: pytest.Pytester, lost: str, cause: str
+) -> None:
+    code = LOOP.replace("LOST", repr(lost)).replace("(after=9)", "(after=9, chance=False)")
+    pytester.makepyfile(code)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(failed=1)
+    assert f"\nresumes: {cause}" in result.stdout.str()
+
+
+def test_a_loop_that_starts_over_is_told_where_weights_stand_still(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        import torch
+        from torch import nn
+        from pytest_trainloop import resumes
+
+        @resumes
+        def test_it(tiny_loader, checkpoint_dir):
+            model = nn.Linear(4, 1)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for x, y in list(tiny_loader) * 3:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), torch.ones(len(x), 1)).backward()
+                optimizer.step()
+                torch.save(model.state_dict(), checkpoint_dir / "last.pt")
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout.fnmatch_lines(
+        ["resumes: nothing was restored: it started over and made all 6 steps again"]
+    )
+
+
+def test_a_test_that_only_asks_whether_it_resumes_is_preempted(pytester: pytest.Pytester) -> None:
+    """As one does who hands the checkpoint to a script by an argument."""
+    pytester.makepyfile(
+        LOOP.replace("LOST", "'' if interruption.resuming else 'everything'").replace(
+            "def test_it(checkpoint_dir)", "def test_it(checkpoint_dir, interruption)"
+        )
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1)
+
+
+def test_a_loop_without_a_loader_is_not_told_of_one(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import torch
+        from torch import nn
+        from pytest_trainloop import resumes
+
+        @resumes
+        def test_it(checkpoint_dir):
+            model, path = nn.Linear(4, 2), checkpoint_dir / "last.pt"
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            step, weights = torch.load(path) if path.exists() else (0, model.state_dict())
+            model.load_state_dict(weights)
+            for step in range(step, 6):
+                optimizer.zero_grad()
+                model(torch.randn(8, 4)).square().mean().backward()
+                optimizer.step()
+                torch.save((step + 1, model.state_dict()), path)
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout.fnmatch_lines(
+        [
+            (
+                "resumes: RNG state not the same at step 4: loss * instead of *: another RNG state"
+                " (torch)"
+            ),
+            (
+                "  What to do: save the RNG states and restore them; a loop that draws anew by"
+                " design takes @resumes(chance=False)"
+            ),
+        ]
+    )
+
+
 HUGGING_FACE = """
 import torch
 from torch import nn

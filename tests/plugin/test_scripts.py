@@ -166,6 +166,18 @@ def test_what_a_script_loses_when_it_resumes_is_named(pytester: pytest.Pytester)
     assert not (pytester.path / "out").exists()
 
 
+def test_the_traceback_of_a_script_leaves_out_who_watches(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        data="def bad(sample): raise ValueError('a bad sample')\n",
+        train="from torch.utils.data import DataLoader\nfrom data import bad\n"
+        "list(DataLoader([1, 2], collate_fn=bad))\n",
+        test_it=IMPORTS + "@trains\ndef test_it(): run_script('train.py')\n",
+    )
+    text = run(pytester).stdout.str()
+    assert 'data.py", line 1, in bad' in text
+    assert f"pytest_trainloop{os.sep}" not in text
+
+
 def test_a_finding_names_the_line_of_the_script(pytester: pytest.Pytester) -> None:
     project(pytester, "@trains\ndef test_it(): run_script('train.py', '--lr', '0')")
     result = run(pytester)

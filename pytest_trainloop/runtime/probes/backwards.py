@@ -7,6 +7,8 @@ sees both, and every framework.
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import enumerate as enumerate_threads
+from threading import get_ident
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
@@ -38,7 +40,8 @@ class _Backwards:
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
         self.count = 0
-        self.running = False
+        #: The threads in which a backward runs, by their identity.
+        self.running: set[int] = set()
         #: How often backward was called at each place, up to the looks it is worth.
         self.places: dict[str, int] = {}
 
@@ -47,18 +50,18 @@ class _Backwards:
 
         def backward(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            # Activation checkpointing calls backward inside of a backward.
-            if not patches.active or self.running:
+            if not patches.active or (self.running and self.is_inside()):
                 return original(*args, **kwargs)
             event = self.begin(args, kwargs)
-            self.running = True
+            thread = get_ident()
+            self.running.add(thread)
             try:
                 result = original(*args, **kwargs)
             except BaseException:
                 self.discard(event)
                 raise
             finally:
-                self.running = False
+                self.running.discard(thread)
             if self.observer.stale.marks:
                 self.observer.stale.after_backward()
             if self.observer.scalers:
@@ -68,10 +71,19 @@ class _Backwards:
 
         return cast("FunctionType", backward)
 
+    def is_inside(self) -> bool:
+        """Whether what is called now is part of a backward: activation checkpointing calls one.
+
+        It does so in the thread of that backward, or in one that autograd has for a device, of
+        which Python does not know.
+        """
+        thread = get_ident()
+        return thread in self.running or all(one.ident != thread for one in enumerate_threads())
+
     def replace_grad(self, original: Callable[..., Any]) -> FunctionType:
         def grad(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            if self.observer.patches.active and not self.running:
+            if self.observer.patches.active and not (self.running and self.is_inside()):
                 self.observer.run.gradient_calls += 1
             return original(*args, **kwargs)
 
