@@ -175,7 +175,8 @@ def test_the_markers_are_listed_with_their_options(pytester: pytest.Pytester) ->
                 " The loss falls on one frozen batch of the loop's own data."
             ),
             (
-                "@pytest.mark.resumes(*, after=None, steps=200, timeout=None, isolate=None):"
+                "@pytest.mark.resumes(*, after=None, chance=True, steps=200, timeout=None,"
+                " isolate=None):"
                 " Preempted and started again, the run is the same run."
             ),
         ]
