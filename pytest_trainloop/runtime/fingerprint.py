@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_trainloop.runtime.live_modules import collect_garbage
 from pytest_trainloop.runtime.models import LiveModel, live_models
 from pytest_trainloop.runtime.observe import Listener
+from pytest_trainloop.runtime.record import Batch
 from pytest_trainloop.runtime.seed import take_states
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class StepPrint:
     #: The step's number among those of its optimizer, and that optimizer.
     number: int
     optimizer: str
-    #: How many passes over the data had ended before it.
+    #: Which pass over its data loader the latest batch for training was of.
     epoch: int
     loss: float | None
     learning_rates: tuple[float, ...]
@@ -70,7 +71,7 @@ class RunPrint:
     final_weights: dict[str, Digest] = field(default_factory=dict)
     #: After how many training steps something was written to the checkpoint folder.
     saved_after: list[int] = field(default_factory=list)
-    #: After how many training steps a data loader had no more batches.
+    #: After how many training steps a data loader had no more batches, or was begun anew.
     epoch_ends: list[int] = field(default_factory=list)
     #: Training steps: those of the optimizer that made the most.
     made: int = 0
@@ -102,6 +103,12 @@ class TakeFingerprints(Listener):
     def deliver(self, loader: int, batch: Any) -> Any:
         """Take the fingerprint of a batch."""
         self._batches.append(digest_of(batch))
+        delivered = self._observer.run.events[-1] if self._observer is not None else None
+        if isinstance(delivered, Batch) and delivered.grad_enabled:
+            # Not every loop asks a loader for more than its last batch.
+            self._pass = delivered.epoch
+            if delivered.number == 0:
+                self.prints.epoch_ends.append(self.prints.made)
         return batch
 
     def epoch_ended(self, loader: int) -> None:
@@ -146,7 +153,7 @@ class TakeFingerprints(Listener):
         return StepPrint(
             number=step.number,
             optimizer=type(optimizer).__name__,
-            epoch=len(self.prints.epoch_ends),
+            epoch=self._pass,
             loss=None,
             learning_rates=step.learning_rates,
             weights={name: digest(tensor) for name, tensor in parameters},

@@ -210,6 +210,46 @@ def test_a_loop_that_starts_over_is_told_where_weights_stand_still(
     )
 
 
+@pytest.mark.parametrize(
+    ("shuffle", "given"),
+    [
+        (True, "step 1, of another epoch: the data order is not restored"),
+        (False, "step 5: the data position is not restored"),
+    ],
+)
+def test_epochs_are_told_apart_where_nobody_asks_for_their_end(
+    pytester: pytest.Pytester, *, shuffle: bool, given: str
+) -> None:
+    """A loop may know how many batches there are, and leave the loader at the last one."""
+    pytester.makepyfile(
+        f"""
+        import torch
+        from torch import nn
+        from torch.utils.data import DataLoader
+        from pytest_trainloop import resumes
+
+        @resumes(after=7)
+        def test_it(tiny_dataset, checkpoint_dir):
+            model, path = nn.Linear(4, 3), checkpoint_dir / "last.pt"
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            step, weights = torch.load(path) if path.exists() else (0, model.state_dict())
+            model.load_state_dict(weights)
+            while step < 8:
+                batches = iter(DataLoader(tiny_dataset, 2, shuffle={shuffle}))
+                for _ in range(4 - step % 4):
+                    x, y = next(batches)
+                    optimizer.zero_grad()
+                    nn.functional.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    step += 1
+                    torch.save((step, model.state_dict()), path) if step == 6 else None
+        """
+    )
+    pytester.runpytest_inprocess("-p", "no:cacheprovider").stdout.fnmatch_lines(
+        [f"resumes: batch not the same at step 7: it was given the batch of {given}"]
+    )
+
+
 def test_a_test_that_only_asks_whether_it_resumes_is_preempted(pytester: pytest.Pytester) -> None:
     """As one does who hands the checkpoint to a script by an argument."""
     pytester.makepyfile(
