@@ -89,6 +89,7 @@ class TakeFingerprints(Listener):
         self._folder = folder
         self._files = _listing(folder)
         self._batches: list[Digest] = []
+        self._pass = 0
         collect_garbage()
         self._before = weakref.WeakSet(
             root for model in live_models() if (root := model.ref()) is not None
