@@ -25,6 +25,16 @@ _ASSIGNED = re.compile(r"\bself\.(\w+)\s*(?:=[^=]|:[^=\n]*=|,)")
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
+#: Libraries whose classes bring no method that trains, and call none of a subclass's own.
+_PLAIN_LIBRARIES = frozenset({"builtins", "collections", "abc", "typing", "enum", "argparse"})
+
+#: Classes of modules, whichever library they are from, and the layers that others build on.
+_MODULES = frozenset(
+    {"Module", "LightningModule", "PreTrainedModel", "ModelMixin", "FairseqModel", "MessagePassing"}
+)
+_LAYER = re.compile(r"^torch\.nn\.(?:modules\.\w+\.)?_?[A-Z]\w*(?<!Parameter)(?<!ParameterList)$")
+
+
 @dataclass(eq=False, repr=False)
 class SourceFile:
     """One parsed file: its text, its definitions, and where its interesting words stand."""
@@ -276,7 +286,10 @@ class ClassFacts:
 
     def has_unknown_base(self) -> bool:
         """Whether some base is out of sight, so that there may be more methods."""
-        return any(isinstance(base, str) and base != "builtins.object" for base in self.ancestors())
+        return any(
+            isinstance(base, str) and base.partition(".")[0] not in _PLAIN_LIBRARIES
+            for base in self.ancestors()
+        )
 
     def method(self, name: str) -> FunctionFacts | None:
         """The method of this name, its own or inherited from a class in sight."""
@@ -319,8 +332,7 @@ class ClassFacts:
         """Whether it is a `torch.nn.Module`, or another library's class built on it."""
         return any(
             isinstance(base, str)
-            and base.rpartition(".")[2]
-            in ("Module", "LightningModule", "PreTrainedModel", "ModelMixin", "FairseqModel")
+            and (base.rpartition(".")[2] in _MODULES or bool(_LAYER.match(base)))
             for base in self.ancestors()
         )
 

@@ -22,6 +22,7 @@ from pytest_trainloop.source.values import (
     Returned,
     Super,
     Value,
+    christen,
     either,
     options,
 )
@@ -193,11 +194,13 @@ def bind(reader: Reader, target: ast.expr, value: Value, node: ast.AST | None = 
         binding = reader.scope.find(target.id)
         bound_in: Context | None = binding.context if binding is not None else None
         reader.scope.bind(target.id, value, reader.context)
+        christen(value, target.id)
         if node is not None:
             _store(reader, node, "name", target, value, None, bound_in)
     elif isinstance(target, ast.Attribute):
         owner = reader.evaluate(target.value)
         reader.set_field(owner, target.attr, value)
+        christen(value, target.attr)
         _store(reader, node or target, "attribute", target, value, owner)
     elif isinstance(target, ast.Subscript):
         owner = reader.evaluate(target.value)

@@ -83,29 +83,78 @@ def _is_optimizer(value: Value) -> bool:
             any(base.startswith("torch.optim.") and "lr_scheduler" not in base for base in bases)
         )
     if isinstance(value, Result):
-        return _makes_optimizer(value.call)
+        return _makes_optimizer(value.call) or (
+            bool(_OPTIMIZER.match(value.bound_to)) and _is_out_of_sight(value)
+        )
     if isinstance(value, Parameter) and value.annotation:
         named = value.annotation.rpartition(".")[2]
         return bool(OPTIMIZER_CLASS.match(named)) or (
             "." not in value.annotation and _named_optimizer(value)
         )
     if isinstance(value, Element):
+        if _OPTIMIZER.match(value.bound_to) and _is_part_out_of_sight(value):
+            return True
         return is_optimizer(value.base) or _named_optimizer(value.base)
     if isinstance(value, Unknown | Parameter | Attribute):
         return _named_optimizer(value)
     return False
 
 
+#: Names that are given to one optimizer, and to nothing else.
+_OPTIMIZER = re.compile(r"(?:\w+_)?optim(?:izer)?(?:_?\w)?$", re.IGNORECASE)
+#: Libraries whose calls say what they give, or give an object that steps by itself.
+_KNOWN = frozenset({"torch", "builtins", "deepspeed", "colossalai", "numpy", "functools"})
+
+
+#: Names that are given to one model, and to nothing that it computes.
+_MODEL = re.compile(
+    r"(?:\w+_)?(?:model|net|network|classifier|encoder|decoder|generator|discriminator|critic|actor"
+    r"|backbone|student|teacher|net_?[DG]|gpt|vae|unet)(?:_?\d)?$",
+    re.IGNORECASE,
+)
+
+
+_MAKING = re.compile(
+    r"build|make|create|get|load|init|from_|new|model|net|instantiate|setup|prepare|optim",
+    re.IGNORECASE,
+)
+
+
+def _is_out_of_sight(value: Value) -> bool:
+    """Whether a call made the value of which no more is known than what it is called."""
+    if not isinstance(value, Result):
+        return False
+    call = value.call
+    if call.receiver is not None and not isinstance(call.receiver, Imported):
+        # Most methods compute: only what makes things may have made one.
+        if not _MAKING.search(call.method):
+            return False
+    return call.qualified.partition(".")[0] not in _KNOWN and not is_model(call.callee)
+
+
+def _is_part_out_of_sight(value: Element) -> bool:
+    """Whether it is one of several things that a call out of sight gave back."""
+    return value.key is not None and all(map(_is_out_of_sight, options(value.base)))
+
+
 def _makes_optimizer(call: Call) -> bool:
     if call.qualified.startswith("torch.optim.lr_scheduler"):
         return False
     if call.qualified.startswith("torch.optim."):
-        return bool(OPTIMIZER_CLASS.match(call.method)) and call.method[0].isupper()
+        name = call.qualified.rpartition(".")[2]
+        return bool(OPTIMIZER_CLASS.match(name)) and name[0].isupper()
     if is_scheduler_call(call):
         return False
     if call.method == "optimizers" and not call.args:
         return True
-    return bool(OPTIMIZER_CLASS.match(call.method) or _OPTIMIZER_FUNCTION.match(call.method))
+    if OPTIMIZER_CLASS.match(call.method) or _OPTIMIZER_FUNCTION.match(call.method):
+        return True
+    # `cls = bnb.optim.AdamW8bit if args.eight_bit else torch.optim.AdamW`, then `cls(...)`
+    return any(
+        isinstance(option, Imported)
+        and bool(OPTIMIZER_CLASS.match(option.qualified.rpartition(".")[2]))
+        for option in options(call.callee)
+    )
 
 
 def _named_optimizer(value: Value) -> bool:
@@ -149,7 +198,7 @@ def is_scaler(value: Value) -> bool:
     """Whether the value is a gradient scaler (`torch.amp.GradScaler` and its kin)."""
     for option in options(value):
         if isinstance(option, Result):
-            if option.call.method in _SCALERS:
+            if option.call.method in _SCALERS or _is_called_a_scaler(option):
                 return True
         elif isinstance(option, Instance):
             if option.definition.name in _SCALERS:
@@ -157,6 +206,13 @@ def is_scaler(value: Value) -> bool:
         elif SCALER_NAME.search(spelling(option)):
             return True
     return False
+
+
+def _is_called_a_scaler(made: Result) -> bool:
+    """Whether something out of sight, no class of another scaler, is given a scaler's name."""
+    name = made.bound_to
+    is_named = name.lower().endswith("scaler") and bool(SCALER_NAME.search(name))
+    return is_named and not made.call.method[:1].isupper() and _is_out_of_sight(made)
 
 
 def is_model(value: Value) -> bool:
@@ -177,9 +233,13 @@ def _is_model(value: Value) -> bool:
             return not re.search(
                 r"Tokenizer|Processor|Config|Scheduler|FeatureExtractor", call.name
             )
-        return bool(MODEL_NAME.search(call.name.rpartition(".")[2])) and not call.discarded
+        if MODEL_NAME.search(call.name.rpartition(".")[2]) and not call.discarded:
+            return True
+        return bool(_MODEL.match(value.bound_to)) and _is_out_of_sight(value)
     if isinstance(value, Parameter) and value.annotation.startswith("torch.nn."):
         return value.annotation == "torch.nn.Module"
+    if isinstance(value, Element) and _MODEL.match(value.bound_to):
+        return _is_part_out_of_sight(value)
     if isinstance(value, Unknown | Parameter | Attribute | Element):
         return bool(MODEL_NAME.search(spelling(value)))
     return False

@@ -69,6 +69,8 @@ class Result(Value):
     """What a call returned."""
 
     call: Call
+    #: The name or attribute that it was bound to first: a hint where nothing better is known.
+    bound_to: str = ""
 
     def parts(self) -> tuple[Value, ...]:
         """The receiver and the arguments."""
@@ -108,6 +110,8 @@ class Element(Value):
 
     base: Value
     key: Value | None = None
+    #: The name or attribute that it was bound to first: a hint where nothing better is known.
+    bound_to: str = ""
 
     def parts(self) -> tuple[Value, ...]:
         """What it is an element of."""
@@ -211,6 +215,13 @@ def options(value: Value) -> tuple[Value, ...]:
     if isinstance(value, Either):
         return tuple(inner for option in value.options for inner in options(option))
     return (value,)
+
+
+def christen(value: Value, name: str) -> None:
+    """Note the name that a value is bound to, if it is what a call gave and has none yet."""
+    for option in options(value):
+        if isinstance(option, Result | Element) and not option.bound_to:
+            option.bound_to = name
 
 
 def origins(value: Value, limit: int = 400) -> Iterator[Value]:

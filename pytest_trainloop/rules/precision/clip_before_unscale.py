@@ -383,7 +383,7 @@ def _is_plain_clip(clip: Call) -> bool:
     """Whether the clip is torch's own, that takes the gradients as they are."""
     if is_measuring(clip) or not is_clip(clip):
         return False
-    if not clip.qualified.startswith("torch.nn.utils."):
+    if not clip.qualified.startswith(("torch.nn.utils.", "apex.contrib.clip_grad.")):
         return False
     limit = clip.argument(1, "max_norm") or clip.argument(None, "clip_value")
     return limit is None or not any(
