@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.attachment import is_forward
 from pytest_trainloop.source.definitions import ClassFacts, FunctionFacts
+from pytest_trainloop.source.frames import Inside
 from pytest_trainloop.source.modes import gradients
 from pytest_trainloop.source.values import (
     Class,
@@ -78,14 +79,26 @@ def may_switch_out_of_sight(call: Call, model: Value) -> bool:
     """Whether the call hands the model to code out of sight, which may switch its mode."""
     if is_forward(call) or call.qualified or call.method in _LOOKING:
         return False
-    return may_do_anything(call, model)
+    return not _is_in_a_forward(call) and may_do_anything(call, model)
+
+
+def _is_in_a_forward(call: Call) -> bool:
+    """Whether a module calls it as it computes: what it is made of switches nothing."""
+    return any(
+        isinstance(frame, Inside)
+        and frame.function.name == "forward"
+        and frame.function.owner is not None
+        and frame.function.owner.is_module
+        for frame in call.context
+    )
 
 
 #: Methods of a model that leave its mode alone.
 _LOOKING = frozenset(
     {"state_dict", "load_state_dict", "parameters", "named_parameters", "modules", "children"}
     | {"buffers", "zero_grad", "requires_grad_", "to", "cuda", "cpu", "half", "float", "double"}
-    | {"apply", "named_modules", "named_children"}
+    | {"apply", "named_modules", "named_children", "named_buffers", "get_submodule"}
+    | {"no_sync", "backward", "step", "register_comm_hook", "save_pretrained"}
 )
 
 

@@ -17,6 +17,7 @@ from pytest_trainloop.source.facts import (
     Result,
     Trace,
     Value,
+    comes_along,
     depends_on_mode,
     gradients,
     is_forward,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Run
 
 _EVALUATING = re.compile(
-    r"(?:^|[_./])(?:val|valid|validat\w*|eval\w*|test(?!_?case)|dev|predict\w*|infer\w*)(?:$|[_./\d(])"
+    r"(?:^|[_./\"'])(?:val|valid|validat\w*|eval\w*|test(?!_?case)|dev|predict\w*|infer\w*)"
+    r"(?:$|[_./\d(\"'])"
     r"|(?:val|valid|test|dev|eval)_?(?:loader|set|data|iter|ds|dl)",
     re.IGNORECASE,
 )
@@ -106,6 +108,31 @@ class MissingEvalMode(Rule):
                         correct = 0
                         for x, y in val_loader:
                             correct += (model(x).argmax(1) == y).sum().item()
+            """,
+        ),
+        Bad(
+            "train mode for the training, and for what follows; a test later switches",
+            """
+            import torch
+            from torch.nn import functional as F
+            from transformers import AutoModel
+
+            def main(loaders, epochs):
+                model = AutoModel.from_pretrained("bert-base-cased")
+                optimizer = torch.optim.AdamW(model.parameters())
+                for epoch in range(epochs):
+                    model.train()
+                    for x, y in loaders["train"]:
+                        optimizer.zero_grad()
+                        F.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    with torch.no_grad():
+                        for x, y in loaders["validation"]:
+                            print((model(x).argmax(1) == y).sum())  # error
+                model.eval()
+                with torch.no_grad():
+                    for x, y in loaders["test"]:
+                        print((model(x).argmax(1) == y).sum())
             """,
         ),
         Bad(
@@ -315,8 +342,9 @@ class MissingEvalMode(Rule):
                 if not _is_evaluation(call) or any(same(call.callee, known) for known in reported):
                     continue
                 trained = _trained_with(file, trace, call)
-                history = _history(trace, call, trained)
-                if history and not _may_be_switched(trace, call):
+                since = _in_train_mode_since(trace, call, trained)
+                history = _history(trace, call, trained, since)
+                if history and not _may_be_switched(trace, call, since):
                     reported.append(call.callee)
                     yield self._report(call, _told_at(call, trained), history)
 
@@ -389,10 +417,31 @@ def _trained_with(file: FileFacts, trace: Trace, evaluation: Call) -> Call | Non
     return None
 
 
-def _history(trace: Trace, evaluation: Call, trained: Call | None) -> str:
+def _in_train_mode_since(trace: Trace, evaluation: Call, trained: Call | None) -> Call | None:
+    """The `train()` for the training that comes before the evaluation each time, if there is one.
+
+    From there on nothing counts but what comes in between: how the model was made, and what
+    switches it before or later, says nothing of this evaluation.
+    """
+    if trained is None or trained.index > evaluation.index:
+        return None
+    switches = [
+        call
+        for call in trace.calls
+        if call.index < trained.index
+        and switch_of(call) is True
+        and call.receiver is not None
+        and same(call.receiver, evaluation.callee)
+        and comes_along(call, trained)
+        and comes_along(call, evaluation)
+    ]
+    return switches[-1] if switches else None
+
+
+def _history(trace: Trace, evaluation: Call, trained: Call | None, since: Call | None) -> str:
     """How the model came to the evaluation in train mode; empty if that is not known."""
     depends = depends_on_mode(evaluation.callee)
-    if depends is False or _is_pretrained(evaluation.callee):
+    if depends is False or (since is None and _is_pretrained(evaluation.callee)):
         return ""
     if trained is not None:
         return f"it is trained at line {trained.line}"
@@ -439,10 +488,13 @@ def _is_pretrained(model: Value) -> bool:
     )
 
 
-def _may_be_switched(trace: Trace, evaluation: Call) -> bool:
+def _may_be_switched(trace: Trace, evaluation: Call, since: Call | None) -> bool:
     """Whether the model may be in eval mode at the evaluation, or be in train mode on purpose."""
     inside = [frame for frame in evaluation.context if isinstance(frame, Inside)]
-    for call in trace.calls:
+    between_them = slice(since.index + 1, evaluation.index) if since is not None else slice(None)
+    for call in trace.events[between_them]:
+        if not isinstance(call, Call):
+            continue
         state = switch_of(call)
         if state is True:
             if inside and inside[-1] in call.context and _is_of(call, evaluation):

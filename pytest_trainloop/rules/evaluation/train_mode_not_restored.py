@@ -13,6 +13,7 @@ from pytest_trainloop.source.facts import (
     FileFacts,
     Loop,
     TrainingLoop,
+    Value,
     depends_on_mode,
     is_forward,
     may_switch,
@@ -82,6 +83,39 @@ class TrainModeNotRestored(Rule):
             """,
         ),
         Bad(
+            "an evaluation by a method of the model, and a wrapper that is asked for other things",
+            """
+            import torch
+            from torch import nn
+            from torch.nn import functional as F
+
+            class Net(nn.Module):
+                def __init__(self, n):
+                    super().__init__()
+                    self.drop = nn.Dropout(0.1)
+                    self.out = nn.Linear(n, n)
+
+                def forward(self, x):
+                    return self.out(self.drop(x))
+
+                @torch.no_grad()
+                def inference(self, x):
+                    return self.out(x).clamp(0, 1)
+
+            def fit(loader, val_loader, optimizer, epochs):
+                model = Net(8)
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        with model.no_sync():
+                            F.mse_loss(model(x), y).backward()
+                        optimizer.step()
+                    model.eval()  # error
+                    for x, y in val_loader:
+                        print(F.mse_loss(model.inference(x), y).item())
+            """,
+        ),
+        Bad(
             "an evaluation in the middle of an epoch leaves the rest of it in eval mode",
             """
             def evaluate(model, validation):
@@ -128,6 +162,23 @@ class TrainModeNotRestored(Rule):
                     for epoch in range(epochs):
                         self.train_epoch()
                         self.validate()
+            """,
+        ),
+        Good(
+            "a frozen backbone is trained on in eval mode, as it is evaluated",
+            """
+            def fit(make, loader, val_loader, epochs):
+                model = make()
+                optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.1)
+                for epoch in range(epochs):
+                    model.eval()  # the statistics stay as they are
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        F.mse_loss(model(x), y).backward()
+                        optimizer.step()
+                    model.eval()
+                    with torch.no_grad():
+                        print(sum(F.mse_loss(model(x), y).item() for x, y in val_loader))
             """,
         ),
         Good(
@@ -356,10 +407,33 @@ def _left_in_eval(training: TrainingLoop, forward: Call) -> tuple[Call, Loop] | 
         turn = [e for e in training.trace.inside(training.context[:depth]) if isinstance(e, Call)]
         if any(_may_restore(call, forward) for call in turn):
             return None
+        if _is_trained_in_eval_mode(turn, forward, training):
+            return None
         last = _last_evaluation(turn, forward, training)
         if last is not None:
             return last, loop
     return None
+
+
+def _is_trained_in_eval_mode(turn: list[Call], forward: Call, training: TrainingLoop) -> bool:
+    """Whether a switch to eval mode right before the training shows that it is meant to be so."""
+    switches = [
+        call
+        for call in turn
+        if call.index < forward.index
+        and switch_of(call) is False
+        and call.receiver is not None
+        and same(call.receiver, forward.callee)
+    ]
+    if not switches:
+        return False
+    trained = trained_forwards(training)
+    return not any(
+        switches[-1].index < call.index < forward.index
+        and _runs(call, forward.callee)
+        and not any(call is other for other in trained)
+        for call in turn
+    )
 
 
 def _may_restore(call: Call, forward: Call) -> bool:
@@ -385,9 +459,8 @@ def _last_evaluation(turn: list[Call], forward: Call, training: TrainingLoop) ->
     ]
     for switch in reversed(switches):
         evaluates = any(
-            is_forward(call)
-            and same(call.callee, forward.callee)
-            and call.index > switch.index
+            call.index > switch.index
+            and _runs(call, forward.callee)
             and not any(call is other for other in trained)
             and _comes_between(switch, call, forward)
             for call in turn
@@ -395,6 +468,13 @@ def _last_evaluation(turn: list[Call], forward: Call, training: TrainingLoop) ->
         if evaluates:
             return switch
     return None
+
+
+def _runs(call: Call, model: Value) -> bool:
+    """Whether the call is a forward of the model, or asks one of its methods for a result."""
+    if is_forward(call):
+        return same(call.callee, model)
+    return call.followed and call.receiver is not None and same(call.receiver, model)
 
 
 def _comes_between(switch: Call, evaluation: Call, forward: Call) -> bool:
