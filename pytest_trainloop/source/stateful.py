@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from pytest_trainloop.source.activations import layers_of
 from pytest_trainloop.source.definitions import ClassFacts
-from pytest_trainloop.source.values import Instance, Result, Value, options
+from pytest_trainloop.source.roles import identity
+from pytest_trainloop.source.values import Class, Collection, Instance, Result, Value, options
 
 #: Layers with parameters of their own.
 _LEARNING = (
@@ -32,13 +33,47 @@ def _has_state(module: Value) -> bool:
     if not isinstance(module, Result):
         return False
     if module.call.qualified in _CONTAINERS:
-        return any(has_state(layer) for layer in layers_of(module.call))
+        return any(_holds_state(layer) for layer in layers_of(module.call))
+    if module.call.qualified == "copy.deepcopy" and module.call.args:
+        return has_state(module.call.args[0])
     return bool(_STATEFUL.match(module.call.qualified))
 
 
+def _holds_state(layer: Value) -> bool:
+    """Whether a layer, or one of a list of them, has a state."""
+    inner = identity(layer)
+    if isinstance(inner, Collection):
+        return any(_holds_state(item) for item in inner.items)
+    return has_state(layer)
+
+
 def _learns(definition: ClassFacts) -> bool:
-    """Whether the constructor of a class, or of a base in sight, makes something that learns."""
-    return any(_LEARNING_NAME.match(name) for name in _constructor_names(definition))
+    """Whether the constructor of a class makes something that learns, or of what it makes."""
+    seen: set[int] = set()
+    queue = [definition]
+    for current in queue:
+        if id(current) in seen or len(seen) >= _MOST_CLASSES:
+            continue
+        seen.add(id(current))
+        for name in _constructor_names(current):
+            if _LEARNING_NAME.match(name):
+                return True
+            if name[0].isupper():
+                queue.extend(_modules_called(current, name))
+    return False
+
+
+#: How many classes are asked, from one to those that it is built from, whether they learn.
+_MOST_CLASSES = 12
+
+
+def _modules_called(definition: ClassFacts, name: str) -> Iterator[ClassFacts]:
+    """The class of modules that a name means where a class is defined, if it is in sight."""
+    binding = definition.scope.find(name) if definition.scope is not None else None
+    for option in options(binding.value) if binding is not None else ():
+        found = definition.link(option) if definition.link is not None else option
+        if isinstance(found, Class) and found.definition.is_module:
+            yield found.definition
 
 
 def _constructor_names(definition: ClassFacts) -> Iterator[str]:

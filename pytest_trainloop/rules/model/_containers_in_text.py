@@ -13,12 +13,14 @@ _KEPT = re.compile(
 )
 _BRACKET = re.compile(r"[()\[\]{},]")
 _END = re.compile(r"[\]}]|\n\s*\n")
-_MADE = re.compile(r"\bnn\.[A-Z]|\b[A-Z]\w*\(")
+_MADE = re.compile(r"\bnn\.[A-Z]|\b[A-Z]\w*\(|\bdeepcopy\(")
 #: What is put into one afterwards.
 _ADDED = re.compile(
     r"\s*(?:\w+\.)*(?P<into>\w+)(?:\.(?:append|extend|insert)\(|\[[^\]\n]*\]\s*=)"
     r"\s*(?:\d+,\s*)?(?:\w+\.)*[A-Z]\w*\("
 )
+#: A layer that has a name of its own when it is put into one.
+_NAMED = re.compile(r"\s*self\.(?P<into>\w+)(?:\.append\(| \+= \[)(?P<one>[a-z_]\w*)[\])]")
 _REGISTERING = ("List(", "Dict(", "Sequential(")
 
 
@@ -34,6 +36,20 @@ def containers(text: str) -> Iterator[int]:
                 yield at
         elif added and not _is_registered(text, added["into"]):
             yield at
+        elif text.startswith((".a", "= ["), at) and (named := _NAMED.match(text, start)):
+            if _is_module(text, named["one"], start) and not _is_registered(text, named["into"]):
+                yield at
+
+
+def _is_module(text: str, name: str, end: int) -> bool:
+    """Whether the name was last bound, shortly before, to what a class of layers makes."""
+    last = text.rfind(f" {name} = ", max(end - _NEAR, 0), end)
+    return last >= 0 and _MADE_OF.match(text, last + len(name) + 4) is not None
+
+
+#: How many characters before a layer is put into a list its name may be bound.
+_NEAR = 2_000
+_MADE_OF = re.compile(r"(?:\w+\.)*[A-Z]\w*\(")
 
 
 def _is_registered(text: str, name: str) -> bool:

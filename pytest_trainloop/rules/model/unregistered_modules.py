@@ -10,11 +10,13 @@ from pytest_trainloop.rules._naming import counted
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observation, Rule
 from pytest_trainloop.rules.model._containers_in_text import containers
 from pytest_trainloop.source.facts import (
+    Class,
     ClassFacts,
     Collection,
     Element,
     FileFacts,
     Instance,
+    Operation,
     Result,
     Returned,
     Store,
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Run
 
 #: Ways by which a class may register its modules, or do without.
-_REGISTERING = re.compile(r"\b(?:add_module|register_module|setattr|__setattr__|_modules)\b")
+_REGISTERING = frozenset({"add_module", "register_module", "setattr", "__setattr__", "_modules"})
+_ASKING_FOR_ALL = ("__dict__", "vars", "dir", "getattr")
 _OWN_ACCOUNT = frozenset(
     {"parameters", "named_parameters", "_apply", "to", "cuda", "train", "state_dict", "children"}
 )
@@ -176,6 +179,69 @@ class UnregisteredModules(Rule):
                         drops.append(nn.Dropout(p))
                     self.drops = nn.ModuleList(drops)  # error
                     self.fc = nn.Linear(8, 8)
+            """,
+        ),
+        Bad(
+            "a list of blocks whose layers are in other classes, each put in under a name",
+            """
+            class Attention(nn.Module):
+                def __init__(self, n):
+                    super().__init__()
+                    self.mix = nn.Linear(n, n)
+
+            class Block(nn.Module):
+                def __init__(self, n):
+                    super().__init__()
+                    self.attention = Attention(n)
+
+            class Net(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    self.first = Block(n)
+                    self.blocks = []  # error
+                    for _ in range(depth):
+                        block = Block(n)
+                        self.blocks.append(block)
+            """,
+        ),
+        Bad(
+            "a layer of torch's that others are added to",
+            """
+            class SplitNorm(nn.BatchNorm2d):
+                def __init__(self, n, splits):
+                    super().__init__(n)
+                    self.others = [nn.BatchNorm2d(n) for _ in range(splits - 1)]  # error
+
+            class Net(nn.Module):
+                def __init__(self, n):
+                    super().__init__()
+                    self.norm = SplitNorm(n, 2)
+            """,
+        ),
+        Bad(
+            "a list of pairs of layers",
+            """
+            class Transformer(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    self.layers = []  # error
+                    for _ in range(depth):
+                        self.layers.append(nn.ModuleList([nn.LayerNorm(n), nn.Linear(n, n)]))
+            """,
+        ),
+        Bad(
+            "copies of a layer, and one more",
+            """
+            import copy
+            from torch import nn
+
+            class Stack(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    layer = nn.Linear(n, n)
+                    self.layers = [copy.deepcopy(layer) for _ in range(depth)]  # error
+                    last = nn.Linear(n, 1)
+                    self.layers += [last]
             """,
         ),
         Good(
@@ -353,7 +419,7 @@ def _first_hidden(trace: Trace, store: Store) -> Value | None:
     owner, collection = store.owner, _collection_of(store)
     if collection is None or not isinstance(owner, Instance) or not owner.definition.is_module:
         return None
-    if _answers_for_itself(owner.definition) or _is_wrapped_by_name(owner.definition, store):
+    if _answers_for_itself(owner.definition, store) or _is_wrapped_by_name(owner.definition, store):
         return None
     put = list(_put_into(trace, collection))
     if len(collection.items) == 1 and collection.kind in ("list", "tuple", "dict") and not put:
@@ -386,16 +452,35 @@ def _put_into(trace: Trace, collection: Collection) -> Iterator[Value]:
     for store in trace.stores:
         if store.kind == "item" and store.owner is not None and same(store.owner, collection):
             yield store.value
+        elif store.augmented == "+" and _grows(store.total, collection):
+            inner = identity(store.value)
+            yield from _flattened(inner) if isinstance(inner, Collection) else ()
 
 
-def _answers_for_itself(definition: ClassFacts) -> bool:
-    """Whether a class has its own way to register modules, or to hand out their parameters."""
+def _grows(total: Value | None, collection: Collection) -> bool:
+    """Whether `layers += [...]` adds to the list, the first time or again."""
+    while isinstance(total, Operation) and total.operator == "+":
+        total = total.operands[0]
+    return total is not None and any(option is collection for option in options(total))
+
+
+def _answers_for_itself(definition: ClassFacts, store: Store) -> bool:
+    """Whether a class has its own way to register modules, or to hand out their parameters.
+
+    What a base does for all its classes cannot know of this list, unless it asks for everything.
+    """
+    if not _OWN_ACCOUNT.isdisjoint(definition.methods):
+        return True
+    known = {store.target.rpartition(".")[2], *_ASKING_FOR_ALL}
     for each in (definition, *definition.ancestors()):
-        if isinstance(each, ClassFacts):
-            if not _OWN_ACCOUNT.isdisjoint(each.methods):
+        if not isinstance(each, ClassFacts):
+            continue
+        for name, method in each.methods.items():
+            if name in _OWN_ACCOUNT and not known.isdisjoint(method.identifiers):
                 return True
-            if any(_REGISTERING.search(" ".join(m.identifiers)) for m in each.methods.values()):
-                return True
+            if not _REGISTERING.isdisjoint(method.identifiers):
+                if each is definition or not known.isdisjoint(method.identifiers):
+                    return True
     return False
 
 
@@ -427,13 +512,25 @@ def _concerns(given: Value, collection: Collection) -> bool:
 def _is_kept(trace: Trace, store: Store, item: Value) -> bool:
     """Whether the module is an attribute as well, or is given to something that may register it."""
     for other in trace.stores:
-        if other.kind == "attribute" and other is not store and same(other.value, item):
+        if other.kind == "attribute" and other is not store and _is_one(other.value, item):
             return True
     return any(
-        any(same(given, item) for given in (*call.args, *call.keywords.values()))
+        any(_is_one(given, item) for given in (*call.args, *call.keywords.values()))
         for call in trace.calls
         if call.method not in _ADDING and not _READING.match(call.qualified)
     )
+
+
+def _is_one(first: Value, second: Value) -> bool:
+    """Whether two values may be one object: not if two calls of a class have made them.
+
+    One value stands for all modules of a class that are made inside others.
+    """
+    if isinstance(first, Returned) and isinstance(second, Returned) and first.value is second.value:
+        makers = (first.call, second.call)
+        if all(isinstance(call.callee, Class) for call in makers):
+            return first.call.node is second.call.node
+    return same(first, second)
 
 
 def _is_frozen(item: Value) -> bool:
