@@ -25,6 +25,7 @@ from pytest_trainloop.source.facts import (
     exclusive,
     gradients,
     is_backward,
+    is_optimizer,
     loops_of,
     options,
     origins,
@@ -149,6 +150,27 @@ class MissingNoGrad(Rule):
                         criterion(model(x), y).backward()
                         optimizer.step()
                     print(validate(model, loader, criterion))
+            """,
+        ),
+        Bad(
+            "another model is frozen, not this one",
+            """
+            import torch
+            from torch.nn import functional as F
+
+            def train(model, teacher, loader, val_loader, epochs):
+                for p in teacher.parameters():
+                    p.requires_grad = False
+                optimizer = torch.optim.Adam(model.parameters())
+                for epoch in range(epochs):
+                    model.train()
+                    for x, _ in loader:
+                        optimizer.zero_grad()
+                        F.mse_loss(model(x), teacher(x)).backward()
+                        optimizer.step()
+                    model.eval()
+                    for x, y in val_loader:
+                        print((model(x).argmax(1) == y).sum())  # error
             """,
         ),
         Good(
@@ -373,7 +395,7 @@ def _is_evaluation(trace: Trace, call: Call, trained: tuple[Call, ...]) -> bool:
     return not (
         _is_used_for_gradients(trace, call)
         or _needs_gradients(trace, call)
-        or _is_frozen(trace, call)
+        or (_is_frozen(trace, call) and not _is_optimized(trace, call.callee))
     )
 
 
@@ -495,7 +517,8 @@ def _needs_gradients(trace: Trace, call: Call) -> bool:
             if function is not None and is_backward(event) and not _is_training(trace, event):
                 return True
         if isinstance(event, Store) and event.target.endswith(".requires_grad"):
-            return True
+            if constant(event.value) is not False:
+                return True
     return False
 
 
@@ -529,6 +552,19 @@ def _is_frozen(trace: Trace, call: Call) -> bool:
         ):
             return True
     return any(store.target.endswith(".requires_grad") for store in trace.stores)
+
+
+def _is_optimized(trace: Trace, model: Value) -> bool:
+    """Whether an optimizer in sight is given the model's parameters: not all are frozen."""
+    return any(
+        isinstance(part, Result)
+        and part.call.method in ("parameters", "named_parameters")
+        and part.call.receiver is not None
+        and same(part.call.receiver, model)
+        for call in trace.calls
+        if call.args and is_optimizer(Result(call))
+        for part in origins(call.args[0], 60)
+    )
 
 
 def _function_of(context: Context) -> Inside | None:
