@@ -10,6 +10,7 @@ from pytest_trainloop.source.facts import (
     Accumulation,
     Attribute,
     Call,
+    Constant,
     Element,
     Event,
     FileFacts,
@@ -100,6 +101,36 @@ class UnscaledAccumulation(Rule):
                     if (i + 1) % k == 0 or i + 1 == len(loader):
                         optimizer.step()
                         optimizer.zero_grad()
+            """,
+        ),
+        Bad(
+            "a mean with something added, of a model that computes it when it is told the targets",
+            """
+            import torch
+            from torch import nn
+            from torch.nn import functional as F
+
+            class Model(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.out = nn.Linear(8, 2)
+
+                def forward(self, x, y=None):
+                    out, loss = self.out(x), None
+                    if y is not None:
+                        loss = F.cross_entropy(out, y)
+                    return out, loss
+
+            def train(batches, updates, grad_accum_steps):
+                model = Model()
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                for update in range(updates):
+                    optimizer.zero_grad()
+                    for micro_step in range(grad_accum_steps):
+                        x, y = next(batches)
+                        out, loss = model(x, y)
+                        (loss + out.pow(2).sum() * 1e-4).backward()  # error
+                    optimizer.step()
             """,
         ),
         Bad(
@@ -316,15 +347,19 @@ def _counts_micro_batches(accumulation: Accumulation) -> bool:
 
 
 def _is_plain_mean(loss: Value | None) -> bool:
-    """Whether every term of the loss is known to be a mean, and nothing scales it."""
+    """Whether the loss, or a term of it, is known to be a mean on every way, and nothing scales it.
+
+    `loss = None` is a way that leads to no backward.
+    """
     if loss is None:
         return False
-    return all(_is_mean(option) for option in options(loss))
+    ways = [way for way in options(loss) if not isinstance(way, Constant)]
+    return bool(ways) and all(_is_mean(way) for way in ways)
 
 
 def _is_mean(value: Value) -> bool:
     if isinstance(value, Operation) and value.operator == "+":
-        return all(_is_plain_mean(operand) for operand in value.operands)
+        return any(_is_plain_mean(operand) for operand in value.operands)
     if isinstance(value, Attribute) and value.name == "loss":
         return any(is_forward(call) for call in made_by(value.base))
     if isinstance(value, Element):

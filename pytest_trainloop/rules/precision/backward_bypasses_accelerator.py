@@ -10,6 +10,7 @@ from pytest_trainloop.source.facts import (
     Call,
     FileFacts,
     FunctionFacts,
+    Inside,
     Result,
     Returned,
     Step,
@@ -110,6 +111,26 @@ class BackwardBypassesAccelerator(Rule):
                         accelerator.backward(loss)
                         optimizer.step()
                         optimizer.zero_grad()
+            """,
+        ),
+        Bad(
+            "prepared in the constructor of a trainer",
+            """
+            import torch
+            from accelerate import Accelerator
+
+            class Trainer:
+                def __init__(self, model, loader):
+                    self.accelerator = Accelerator(mixed_precision="fp16")
+                    self.loader = self.accelerator.prepare(loader)
+                    self.opt = torch.optim.Adam(model.parameters())
+                    self.model, self.opt = self.accelerator.prepare(model, self.opt)
+
+                def train(self):
+                    for x, y in self.loader:
+                        self.opt.zero_grad()
+                        torch.nn.functional.mse_loss(self.model(x), y).backward()  # error
+                        self.opt.step()
             """,
         ),
         Bad(
@@ -374,8 +395,8 @@ def _prepared_by(step: Step) -> str | None:
         call = value.call
         if call.method not in ("prepare", "setup") or call.receiver is None:
             continue
-        if call.context != step.call.context[: len(call.context)]:
-            continue
+        if not all(isinstance(f, Inside) or f in step.call.context for f in call.context):
+            continue  # prepared on some ways only
         if _matters(call.receiver):
             return f"{call.receiver_text}.backward"
     return None

@@ -133,6 +133,20 @@ class StepBypassesScaler(Rule):
             """,
         ),
         Bad(
+            "one of two losses, each with its step, is not scaled",
+            """
+            def train(net_g, net_d, loader, opt_g, opt_d, scaler, bce):
+                for real, z in loader:
+                    opt_d.zero_grad()
+                    bce(net_d(real), net_d(net_g(z).detach())).backward()  # error
+                    scaler.step(opt_d)
+                    opt_g.zero_grad()
+                    scaler.scale(bce(net_d(net_g(z)), 1)).backward()
+                    scaler.step(opt_g)
+                    scaler.update()
+            """,
+        ),
+        Bad(
             "only the backward knows of mixed precision",
             """
             class Trainer:
@@ -316,7 +330,9 @@ class StepBypassesScaler(Rule):
             return
         window = _backwards_for(loop, step)
         scaled = [backward for backward in window if _is_scaled(backward.call)]
-        if not scaled or len(scaled) == len(window):
+        if not scaled:
+            scaled = _scaled_elsewhere(loop, step)
+        if not scaled or all(backward in scaled for backward in window):
             return
         if any(
             _may_take_scale_off(event) for event in between(loop.events, window[0].call, step.call)
@@ -330,6 +346,19 @@ class StepBypassesScaler(Rule):
                     f"`{step.call.text}` divides its gradients by that of `{scaled[0].call.text}`",
                     f"write `{_scaler_text(scaled[0].call)}.scale(...)` around this loss too",
                 )
+
+
+def _scaled_elsewhere(loop: TrainingLoop, step: Step) -> list[Backward]:
+    """The backward calls for other steps that use the scaler of this step."""
+    scaler = step.call.receiver
+    return [
+        backward
+        for backward in loop.backwards
+        if together(backward.call, step.call)
+        and (own := _scaler_of(backward.call)) is not None
+        and scaler is not None
+        and same(own, scaler)
+    ]
 
 
 def _is_scaled(call: Call) -> bool:
