@@ -15,6 +15,7 @@ from pytest_trainloop.source.facts import (
     FileFacts,
     Instance,
     Loop,
+    Operation,
     Parameter,
     Result,
     Returned,
@@ -84,6 +85,22 @@ class OptimizerInLoop(Rule):
                         optimizer.zero_grad()
                         F.cross_entropy(model(x), y).backward()
                         optimizer.step()
+            """,
+        ),
+        Bad(
+            "for two models at once, and for each step",
+            """
+            import itertools
+            import torch
+
+            def fit(encoder, decoder, batches, steps):
+                for step in range(steps):
+                    both = itertools.chain(encoder.parameters(), decoder.parameters())
+                    optimizer = torch.optim.Adam(both)  # error
+                    x = next(batches)
+                    optimizer.zero_grad()
+                    torch.nn.functional.mse_loss(decoder(encoder(x)), x).backward()
+                    optimizer.step()
             """,
         ),
         Bad(
@@ -302,7 +319,8 @@ def _loop_of_batches_or_epochs(loop: TrainingLoop, made: Call) -> Loop | None:
     if not around or is_out_of_order(loop, made) or _is_conditional(made, around[-1]):
         return None
     if around[-1] is loop.loop and around[-1].kind == "for":
-        return around[-1] if _runs_over_batches(around[-1]) else None
+        counts = _COUNTS_STEPS.search(around[-1].header)
+        return around[-1] if counts or _runs_over_batches(around[-1]) else None
     enclosing = [frame for frame in loops_of(loop.context) if frame is not loop.loop]
     if not enclosing or enclosing[-1] is not around[-1]:
         return None
@@ -312,6 +330,10 @@ def _loop_of_batches_or_epochs(loop: TrainingLoop, made: Call) -> Loop | None:
 _COUNTS_EPOCHS = re.compile(
     r"^for \(?_?(?:i_?)?epoch\w*\b|^for (?:e|ep) in (?:tqdm\()?t?range\("
     r"|^for \w+ in (?:tqdm\()?t?range\([^)]*epochs?\b"
+)
+_COUNTS_STEPS = re.compile(
+    r"^for (?:\w*step|\w*iter(?:ation)?|it|t) in (?:tqdm\()?t?range\("
+    r"|^for \w+ in (?:tqdm\()?t?range\([^()]*(?:steps|iter)\w*\b"
 )
 _BATCHES = re.compile(r"\b\w*(?:loader|batch|dataset|epoch)\w*\b", re.IGNORECASE)
 
@@ -347,13 +369,28 @@ def _keeps_something(made: Call) -> bool:
 def _models(made: Call) -> list[Value]:
     """The models whose `parameters()` the optimizer is given, if it is given nothing else."""
     given = made.argument(0, "params")
-    if given is None or len(options(given)) != 1:
-        return []
+    found = _sources(given) if given is not None else None
+    return found or []
+
+
+def _sources(given: Value) -> list[Value] | None:
+    """The models behind `a.parameters()`, or a chain or a list of such; None for anything else."""
+    if len(options(given)) != 1:
+        return None
     value = options(given)[0]
-    if not isinstance(value, Result) or value.call.method != "parameters":
-        return []
-    receiver = value.call.receiver
-    return [receiver] if receiver is not None else []
+    if isinstance(value, Result) and value.call.method == "parameters":
+        return [value.call.receiver] if value.call.receiver is not None else None
+    if isinstance(value, Result) and value.call.qualified in _JOINING and not value.call.starred:
+        parts: tuple[Value, ...] = value.call.args
+    elif isinstance(value, Operation) and value.operator == "+":
+        parts = value.operands
+    else:
+        return None
+    found = [_sources(part) for part in parts]
+    return [model for models in found for model in models or ()] if all(found) else None
+
+
+_JOINING = frozenset({"itertools.chain", "builtins.list"})
 
 
 def _depends_on_turn(made: Call, around: Loop) -> bool:

@@ -404,6 +404,10 @@ def _is_known(scheduler: Value | None) -> bool:
     return scheduler is not None and all(_counts_from_zero(each) for each in options(scheduler))
 
 
+#: Libraries whose schedulers are torch's, and count each `step()`.
+_COUNTING = ("torch.optim.lr_scheduler.", "transformers.", "diffusers.optimization.")
+
+
 def _counts_from_zero(scheduler: Value) -> bool:
     if isinstance(scheduler, Constant):
         return scheduler.value is None
@@ -412,7 +416,7 @@ def _counts_from_zero(scheduler: Value) -> bool:
     if not isinstance(scheduler, Result):
         return True
     call = scheduler.call
-    if not call.qualified.startswith(("torch.optim.lr_scheduler.", "transformers.")):
+    if not call.qualified.startswith(_COUNTING):
         return False
     return "last_epoch" not in call.keywords and not call.starred and "Plateau" not in call.method
 

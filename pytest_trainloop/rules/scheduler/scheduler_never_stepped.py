@@ -9,13 +9,17 @@ from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.source.facts import (
     Call,
     ClassFacts,
+    Either,
     FileFacts,
     Inside,
     Result,
+    Returned,
     Store,
     Trace,
     TrainingLoop,
     Value,
+    is_accelerator,
+    is_fabric,
     is_lightning_module,
     is_scheduler_call,
     options,
@@ -74,6 +78,29 @@ class SchedulerNeverStepped(Rule):
                         F.cross_entropy(model(x), y).backward()
                         optimizer.step()
                     scheduler.step()
+            """,
+        ),
+        Bad(
+            "prepared, and then forgotten",
+            """
+            from accelerate import Accelerator
+            from transformers import get_linear_schedule_with_warmup
+            import torch
+
+            def train(model, loader, epochs):
+                accelerator = Accelerator()
+                optimizer = torch.optim.AdamW(model.parameters())
+                scheduler = get_linear_schedule_with_warmup(  # error
+                    optimizer, 100, epochs * len(loader)
+                )
+                model, optimizer, loader, scheduler = accelerator.prepare(
+                    model, optimizer, loader, scheduler
+                )
+                for epoch in range(epochs):
+                    for batch in loader:
+                        accelerator.backward(model(**batch).loss)
+                        optimizer.step()
+                        optimizer.zero_grad()
             """,
         ),
         Bad(
@@ -249,7 +276,9 @@ class SchedulerNeverStepped(Rule):
         for loop in file.loops:
             for store in loop.trace.stores:
                 made = _made_in(store)
-                if made is not None and _trains(loop, made) and not _is_mentioned(store):
+                if made is None or not _trains(loop, made):
+                    continue
+                if not _is_mentioned(store, _prepared(loop.trace)):
                     yield self._plain(loop, made, store.target)
         for trace in file.traces:
             yield from self._manual(trace)
@@ -286,7 +315,9 @@ def _made_in(store: Store) -> Call | None:
     if store.value_place != ways[0].call.place:
         return None
     call = ways[0].call
-    is_known = call.qualified.startswith(("torch.optim.lr_scheduler.", "transformers."))
+    is_known = call.qualified.startswith(
+        ("torch.optim.lr_scheduler.", "transformers.", "diffusers.optimization.")
+    )
     return call if is_known and is_scheduler_call(call) else None
 
 
@@ -309,14 +340,37 @@ _READING = (
 )
 
 
-def _is_mentioned(store: Store) -> bool:
-    """Whether the text around uses the scheduler's name for more than reading it."""
+def _is_mentioned(store: Store, prepared: set[int]) -> bool:
+    """Whether the text around uses the scheduler's name for more than reading or preparing it."""
     inside = [frame for frame in store.context if isinstance(frame, Inside)]
     first, last = (inside[-1].place.line - 1, inside[-1].place.end_line) if inside else (0, None)
-    rows = store.file.lines[first:last]
+    rows = [
+        "" if number in prepared else row
+        for number, row in enumerate(store.file.lines[first:last], first + 1)
+    ]
     text = "\n".join(row.partition("#")[0] for row in rows)
     name = re.escape(store.target)
     return bool(re.search(rf"\b{name}\b(?!\s*=[^=]|{_READING})", text))
+
+
+def _prepared(trace: Trace) -> set[int]:
+    """The rows of the statements that hand things to an accelerator, and take them back."""
+    return {
+        row
+        for store in trace.stores
+        if store.file is trace.file
+        for option in (store.value.options if isinstance(store.value, Either) else (store.value,))
+        if isinstance(option, Returned) and _prepares(option.call)
+        for row in range(store.place.line, store.place.end_line + 1)
+    }
+
+
+def _prepares(call: Call) -> bool:
+    """Whether an accelerator wraps what it is given: its scheduler waits to be stepped, too."""
+    receiver = call.receiver
+    return call.method in ("prepare", "setup") and (
+        receiver is not None and (is_accelerator(receiver) or is_fabric(receiver))
+    )
 
 
 #: How a module with manual optimization steps its schedulers.
