@@ -249,6 +249,8 @@ def _asks_state(call: Call, role: Role) -> bool:
 def _gives_state(call: Call, role: Role) -> bool:
     if call.method == "load_state_dict" and call.receiver is not None:
         return role(call.receiver) or _is_anything(call.receiver)
+    if call.followed:
+        return False  # what it does is in sight
     return bool(_SETTER.search(call.method)) and any(role(given) for given in call.inputs)
 
 
@@ -292,7 +294,7 @@ def _is_wholesale(call: Call, role: Role) -> bool:
     given = [*call.args, *call.keywords.values()]
     if any(role(value) or _mentions(value, role) for value in given):
         return named or "load" in call.name or "save" in call.name
-    return named and not _is_for_one_model(call)
+    return named and not ((receiver is not None and is_model(receiver)) or _is_for_one_model(call))
 
 
 def _is_for_one_model(call: Call) -> bool:
