@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def install(observer: Observer) -> None:
-    """Replace `LRScheduler._update_lr`; not seen in older versions of torch."""
+    """Replace `LRScheduler._update_lr`; not seen before torch 2.9."""
     from torch.optim.lr_scheduler import LRScheduler
 
     known: dict[int, tuple[weakref.ref[Any], int]] = {}
