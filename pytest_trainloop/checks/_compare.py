@@ -193,8 +193,8 @@ def _batch_differs(
     return Difference(
         "batch",
         f"it was given {which}: the data order is not restored",
-        "give the sampler a generator, save its state as it was when the epoch began, and"
-        " skip what was seen",
+        "save the state of what it is drawn from (the RNG, or a generator of the sampler) as it was"
+        " when the epoch began, restore it before `iter(loader)`, and skip what was seen",
     )
 
 

@@ -92,7 +92,8 @@ def _end_of(check: Check, body: Body) -> _End:
     except (PromiseBrokenError, CannotJudgeError) as no_verdict:
         return no_verdict
     except BrokenOffError as broken:
-        return PromiseBrokenError(str(broken), *broken.trace.splitlines(), advice=broken.advice)
+        evidence = broken.trace.splitlines()
+        return PromiseBrokenError(str(broken), *evidence, advice=broken.advice, where=broken.where)
 
 
 def _explained(item: pytest.Function, body: Body, ended: _End) -> tuple[list[Observation], _End]:

@@ -46,8 +46,9 @@ class _JudgementError(Exception):
         self.rule = rule
 
     def lines(self) -> list[str]:
-        """Everything below the cause."""
-        return below(self.evidence, self.where, self.advice, self.rule)
+        """Everything below the cause; the place only where no line says it."""
+        said = any(self.where in line for line in (self.cause, *self.evidence))
+        return below(self.evidence, "" if said else self.where, self.advice, self.rule)
 
 
 class PromiseBrokenError(_JudgementError):

@@ -12,9 +12,11 @@ class BrokenOffError(Exception):
         message: that line.
         advice: what to write.
         trace: the traceback through the user's code, where there is one.
+        where: the place in that line as `path:line`, where there is one.
     """
 
-    def __init__(self, message: str, *, advice: str, trace: str = "") -> None:
+    def __init__(self, message: str, *, advice: str, trace: str = "", where: str = "") -> None:
         super().__init__(message)
         self.advice = advice
         self.trace = trace
+        self.where = where

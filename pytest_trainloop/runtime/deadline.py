@@ -64,14 +64,16 @@ class Deadline:
             self._left -= time.monotonic() - begin
         if self._over:
             raise BrokenOffError(
-                f"the body had not ended after {self._given:g} s: it was at {self._where}",
+                f"the body had not ended after {self._given:g} s: it was at"
+                f" {self._where or 'a place that is not known'}",
                 advice="look for what it waits for there; a body that is only slow takes a longer"
                 " `timeout`, or less data",
                 trace=progress(),
+                where=self._where,
             )
 
     def _expire(self, frame: FrameType | None) -> None:
-        self._where = self._where or readable(place_of(frame)) or "a place that is not known"
+        self._where = self._where or readable(place_of(frame))
         self._over = True
 
 

@@ -148,9 +148,11 @@ class Guard(Listener):
             # Children that were forked to work, by a data loader or by hand, leave like this.
             if not self._patches.active or os.getpid() != self._process:
                 original(status)
+            place = readable(user_place())
             self._problem = BrokenOffError(
-                f"the body called os._exit({status}) at {readable(user_place())}",
+                f"the body called os._exit({status}) at {place}",
                 advice="that ends all tests with it: let the loop return, or raise an exception",
+                where=place,
             )
             raise _LeftError
 
@@ -197,6 +199,7 @@ class Guard(Listener):
             f"the thread `{args.thread.name}`, which trained, raised {told}"
             + (f" at {readable(line)}" if line else ""),
             advice="nobody waits for what a thread raises: hand it to the thread that joins it",
+            where=readable(line) if line else "",
         )
 
 
@@ -213,6 +216,7 @@ def _exits_told() -> Iterator[None]:
             f"the body called sys.exit({code}){where}",
             advice="let the loop return; a script that exits when it is done is run by"
             " `run_script`",
+            where=readable(line) if line else "",
         ) from None
 
 
@@ -234,6 +238,7 @@ def _ended(child: _Child) -> BrokenOffError | None:
     return BrokenOffError(
         f"the body forked at {child.where}, and the child process went on when the body had ended",
         advice="end the child with `os._exit`, and wait for it; what it does is not seen",
+        where=child.where,
     )
 
 
@@ -270,4 +275,5 @@ def _joined(thread: threading.Thread) -> BrokenOffError | None:
     return BrokenOffError(
         f"the thread `{thread.name}` still trained when the body had ended: it was at {where}",
         advice="join it where the loop ends: what it does later cannot be judged",
+        where=where,
     )

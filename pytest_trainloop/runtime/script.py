@@ -252,18 +252,21 @@ def _told(program: _Program) -> Iterator[None]:
     except SystemExit as left:
         if left.code in (None, 0):
             return
+        place = _place(left.__traceback__, program)
         said = f"with code {left.code}" if isinstance(left.code, int) else f"saying: {left.code}"
         raise ScriptError(
-            f"`{program.title}` exited {_first_line(said)}{_place(left.__traceback__, program)}",
+            f"`{program.title}` exited {_first_line(said)}{_at(place)}",
             advice="give it arguments and data with which it comes to its end; what it printed"
             " says more",
+            where=place,
         ) from None
     except Exception as wrong:
+        place = _place(wrong.__traceback__, program)
         raise ScriptError(
-            f"`{program.title}` raised {_first_line(_worded(wrong))}"
-            f"{_place(wrong.__traceback__, program)}",
+            f"`{program.title}` raised {_first_line(_worded(wrong))}{_at(place)}",
             advice="run it by itself, with the same arguments",
             trace=_trace(wrong, program),
+            where=place,
         ) from wrong
 
 
@@ -278,7 +281,11 @@ def _first_line(text: str) -> str:
 
 def _place(trace: TracebackType | None, program: _Program) -> str:
     line = innermost_user_line(_from_script(trace, program), program.file)
-    return f" at {readable(line)}" if line else ""
+    return readable(line) if line else ""
+
+
+def _at(place: str) -> str:
+    return f" at {place}" if place else ""
 
 
 def _from_script(trace: TracebackType | None, program: _Program) -> TracebackType | None:

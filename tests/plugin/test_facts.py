@@ -67,6 +67,56 @@ OUTCOMES = {
 }
 
 
+PLACES = """
+import torch
+from pytest_trainloop import accumulates, evaluates, run_script, trains
+
+F = torch.nn.functional
+
+@evaluates
+def test_evaluates(tiny_loader):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Dropout())
+    with torch.no_grad():
+        [model(x) for x, _ in tiny_loader]
+
+@accumulates(steps=2, batch_size=2)
+def test_accumulates(tiny_model, tiny_dataset, accumulation):
+    optimizer = torch.optim.SGD(tiny_model.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(torch.utils.data.DataLoader(tiny_dataset, accumulation.batch_size)):
+        F.cross_entropy(tiny_model(x), y).backward()
+        if i % accumulation.steps:
+            optimizer.step()
+            optimizer.zero_grad()
+        elif accumulation.steps == 1:
+            optimizer.step()
+            optimizer.zero_grad()
+
+@trains
+def test_raises(): run_script("broken.py")
+
+@trains
+def test_leaves(): raise SystemExit(3)
+"""
+
+
+def test_the_place_is_a_fact_of_its_own_also_where_a_line_says_it(
+    pytester: pytest.Pytester,
+) -> None:
+    """And the text says it once."""
+    pytester.makepyfile(test_it=PLACES, broken="x = 1\nx / 0\n")
+    options = ("-p", "no:cacheprovider", "-p", "no:randomly", "-W", "ignore")
+    result = pytester.runpytest_inprocess(*options, "--trainloop-json", "facts.json")
+    facts = json.loads((pytester.path / "facts.json").read_text())
+    places = {test["test"].rpartition("_")[2]: test["verdicts"][0] for test in facts["tests"]}
+    assert {name: one["where"] for name, one in places.items()} == {
+        "evaluates": "test_it.py:10",
+        "accumulates": "test_it.py:18",
+        "raises": "broken.py:2",
+        "leaves": "test_it.py:28",
+    }
+    assert "Where:" not in result.stdout.str()
+
+
 def facts(pytester: pytest.Pytester, *options: str, code: str = LOOP) -> dict[str, Any]:
     pytester.makepyfile(test_it=code)
     quiet = ("-p", "no:cacheprovider", "-p", "no:randomly")
