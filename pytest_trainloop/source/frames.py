@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+from pytest_trainloop.source.conditions import claims
 
 if TYPE_CHECKING:
     import ast
@@ -62,6 +65,15 @@ class Branch(Frame):
 
     test: Value
     arm: Literal["body", "orelse", "case"]
+    #: The arm itself, and what it says of the condition: two places exclude each other if
+    #: theirs do not agree.
+    claims: dict[Hashable, object] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Work out what the arm says, once."""
+        self.claims = {self.node: self.arm}
+        if self.arm != "case":
+            self.claims.update(claims(self.test, holds=self.arm == "body"))
 
     @property
     def test_text(self) -> str:
@@ -116,10 +128,25 @@ def common(first: Context, second: Context) -> Context:
 
 
 def exclusive(first: Context, second: Context) -> bool:
-    """Whether two places exclude each other: different arms of one branch."""
-    arms = {id(frame.node): frame.arm for frame in first if isinstance(frame, Branch)}
+    """Whether two places exclude each other: different arms of one branch, or of one condition."""
+    known = _claimed(first)
+    if not known:
+        return False
+    other = _claimed(second)
     return any(
-        arms.get(id(frame.node), frame.arm) != frame.arm
-        for frame in second
-        if isinstance(frame, Branch)
+        known.get(key, claim) != claim and known[key] is not _BOTH and claim is not _BOTH
+        for key, claim in other.items()
     )
+
+
+#: What a place in dead code claims: that a condition holds, and that it does not.
+_BOTH = object()
+
+
+def _claimed(context: Context) -> dict[Hashable, object]:
+    found: dict[Hashable, object] = {}
+    for frame in context:
+        if isinstance(frame, Branch):
+            for key, claim in frame.claims.items():
+                found[key] = claim if found.get(key, claim) == claim else _BOTH
+    return found

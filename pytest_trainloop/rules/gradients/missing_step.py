@@ -18,7 +18,9 @@ from pytest_trainloop.source.facts import (
     Trace,
     Value,
     cleared,
+    is_accelerator,
     is_backward,
+    is_fabric,
     is_optimizer,
     is_scheduler_call,
     loops_of,
@@ -26,6 +28,7 @@ from pytest_trainloop.source.facts import (
     options,
     origins,
     same,
+    stepped_optimizer,
 )
 
 if TYPE_CHECKING:
@@ -114,6 +117,26 @@ class MissingStep(Rule):
                     update(model, optimizer, x, y)
             """,
         ),
+        Bad(
+            "one of two optimizers never steps",
+            """
+            import torch
+            from accelerate import Accelerator
+            from torch.nn import functional as F
+
+            def train(net_g, net_d, loader):
+                accelerator = Accelerator()
+                opt_g = torch.optim.Adam(net_g.parameters())
+                opt_d = torch.optim.Adam(net_d.parameters())
+                net_g, net_d, opt_g, opt_d = accelerator.prepare(net_g, net_d, opt_g, opt_d)
+                for real, z in loader:
+                    opt_d.zero_grad()
+                    F.softplus(net_d(net_g(z).detach()) - net_d(real)).mean().backward()
+                    opt_d.step()
+                    opt_g.zero_grad()
+                    F.softplus(-net_d(net_g(z))).mean().backward()  # error
+            """,
+        ),
         Good(
             "a helper out of sight steps",
             """
@@ -188,12 +211,15 @@ class MissingStep(Rule):
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for optimizers that are made and cleared, beside a backward, and nothing else."""
-        if any(_may_step(call) for trace in file.traces for call in trace.calls):
-            return
+        calls = [call for trace in file.traces for call in trace.calls]
         for trace in file.traces:
             for optimizer in _made(trace):
+                if any(_may_step(call, optimizer) for call in calls):
+                    continue
                 backward = _backward_beside(trace, optimizer)
-                if backward is not None and not _gets_away(trace, optimizer):
+                if backward is None or _gets_away(trace, optimizer):
+                    continue
+                if not _another_steps_twice(backward, calls):
                     yield self._report(trace, optimizer, backward)
 
     def watch(self, run: Run) -> Iterator[Observation]:
@@ -247,16 +273,37 @@ def _made(trace: Trace) -> Iterator[Value]:
                         yield event.value
 
 
-def _may_step(call: Call) -> bool:
-    """Whether the call may be an update, of any optimizer."""
+def _may_step(call: Call, optimizer: Value) -> bool:
+    """Whether the call may be an update by the optimizer: not if it is one by another."""
     if call.receiver is None or "step" not in call.method:
         return "minimize" in call.method or "optimizer_step" in call.method
     if call.method != "step":
         return not call.followed and "sched" not in call.name
-    return not any(
+    if any(
         isinstance(option, Result) and is_scheduler_call(option.call)
         for option in options(call.receiver)
-    )
+    ):
+        return False
+    stepped = stepped_optimizer(call)
+    return stepped is None or not all(_is_another(one, optimizer) for one in options(stepped))
+
+
+def _is_another(stepped: Value, optimizer: Value) -> bool:
+    """Whether what is stepped is known to be made by another call."""
+    return stepped is not optimizer and isinstance(stepped, Result) and is_optimizer(stepped)
+
+
+def _another_steps_twice(backward: Call, calls: list[Call]) -> bool:
+    """Whether the loop steps another optimizer twice, one of which may be meant for this one."""
+    loops = loops_of(backward.context)
+    found: list[Value] = []
+    for call in calls:
+        stepped = stepped_optimizer(call) if loops and loops[-1] in call.context else None
+        if stepped is not None:
+            if any(same(stepped, known) for known in found):
+                return True
+            found.append(stepped)
+    return False
 
 
 def _clears(event: Event, optimizer: Value) -> bool:
@@ -274,17 +321,38 @@ def _backward_beside(trace: Trace, optimizer: Value) -> Call | None:
         if _clears(event, optimizer)
         for loop in loops_of(event.context)[-1:]
     }
-    for call in trace.calls:
-        if is_backward(call) and any(id(loop) in loops for loop in loops_of(call.context)):
-            return call
-    return None
+    beside = [
+        call
+        for call in trace.calls
+        if is_backward(call) and any(id(loop) in loops for loop in loops_of(call.context))
+    ]
+    own = (call for call in beside if _is_cleared_for(trace, call, optimizer))
+    return next(own, beside[0] if beside else None)
+
+
+def _is_cleared_for(trace: Trace, backward: Call, optimizer: Value) -> bool:
+    """Whether the last clearing before a backward is the optimizer's."""
+    before = [e for e in trace.events[: backward.index] if cleared(e) is not None]
+    return bool(before) and _clears(before[-1], optimizer)
 
 
 def _makes(event: Event, optimizer: Value) -> bool:
     """Whether the event is about making the optimizer, its scheduler, or clearing it."""
     if isinstance(event, Call):
-        return event.qualified.startswith("torch.optim.") or is_scheduler_call(event)
+        return (
+            event.qualified.startswith("torch.optim.")
+            or is_scheduler_call(event)
+            or _prepares(event)
+        )
     return isinstance(event, Store) and same(event.value, optimizer)
+
+
+def _prepares(call: Call) -> bool:
+    """Whether an accelerator wraps what it is given, and steps nothing."""
+    receiver = call.receiver
+    return call.method in ("prepare", "setup", "setup_optimizers") and (
+        receiver is not None and (is_accelerator(receiver) or is_fabric(receiver))
+    )
 
 
 def _gets_away(trace: Trace, optimizer: Value) -> bool:
@@ -296,7 +364,7 @@ def _gets_away(trace: Trace, optimizer: Value) -> bool:
             return True
         if isinstance(event, Store) and event.kind != "name" and same(event.value, optimizer):
             return True
-        if isinstance(event, Call) and not event.followed and not is_scheduler_call(event):
+        if isinstance(event, Call) and not event.followed and not _makes(event, optimizer):
             if any(_holds(given, optimizer) for given in _arguments(event)):
                 return True
     return False
