@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_trainloop.lint.cache import Cache, cache_key
+from pytest_trainloop.lint.cycles import no_search_for_cycles
 from pytest_trainloop.lint.document import Document, UnreadableError, document_from_bytes
 from pytest_trainloop.lint.files import find_files
 from pytest_trainloop.lint.outcome import FileError, Problem, Report
@@ -221,7 +222,8 @@ def _lint_all(
     make_linter = partial(_linter, rules, files, run.time_limit_s)
     if workers <= 1:
         linter = make_linter()
-        yield from map(linter.lint, missing)
+        with no_search_for_cycles():
+            yield from map(linter.lint, missing)
     else:
         # Late: one process needs no means to start others.
         from pytest_trainloop.lint.workers import lint_in_workers

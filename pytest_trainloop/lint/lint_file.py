@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import gc
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,11 @@ from dataclasses import replace
 from symtable import symtable
 from typing import TYPE_CHECKING
 
+from pytest_trainloop.lint.cycles import (
+    free_all_cycles,
+    free_new_cycles,
+    no_search_for_cycles,
+)
 from pytest_trainloop.lint.document import (
     Document,
     UnreadableError,
@@ -78,8 +82,9 @@ class FileLinter:
             if not sought:
                 _check_syntax(document)
                 return replace(result, errors=tuple(errors))
-            with self._time_limit, _no_search_for_cycles():
+            with self._time_limit, no_search_for_cycles():
                 result = self._lint(result, document, sought)
+                free_new_cycles()
             return replace(result, errors=(*errors, *result.errors))
         except TimeLimitError:
             message = f"took longer than {self._time_limit_s:g} s; given up"
@@ -92,7 +97,8 @@ class FileLinter:
     def _lint(
         self, result: FileResult, document: Document, sought: dict[Rule, set[int]]
     ) -> FileResult:
-        self._tree.forget()
+        if self._tree.forget():
+            free_all_cycles()
         findings, errors = self._apply(document, sought)
         return replace(
             result,
@@ -159,21 +165,6 @@ def _check_syntax(document: Document) -> None:
             ast.parse(document.text)
         else:
             symtable(document.text, document.path, "exec")
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """Read a file without Python looking for cycles: there are few, and many objects.
-
-    It saves a third of the time. What is garbage after the file is found after the file.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
+from pytest_trainloop.lint.cycles import no_search_for_cycles
 from pytest_trainloop.lint.outcome import FileError
 from pytest_trainloop.lint.result import FileResult
 from pytest_trainloop.lint.time_limit import PATIENCE
@@ -140,7 +141,7 @@ def _context() -> ForkContext | SpawnContext:
 
 def _work(connection: Connection, make_linter: Callable[[], FileLinter]) -> None:
     """Lint batch after batch until the other side closes."""
-    with suppress(EOFError, OSError, KeyboardInterrupt):
+    with suppress(EOFError, OSError, KeyboardInterrupt), no_search_for_cycles():
         linter = make_linter()
         while True:
             for path in connection.recv():

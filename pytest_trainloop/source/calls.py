@@ -48,6 +48,9 @@ _ENGINES = frozenset({"ignite.engine.Engine", "ignite.engine.engine.Engine"})
 _STEPPING = frozenset({"step", "first_step", "second_step", "optimizer_step"})
 
 
+_INDIRECT = (Either, Returned)
+
+
 def read_call(reader: Reader, node: ast.Call) -> Value:
     """A call: callee and arguments are read, then the call happens, then its body is followed."""
     func = node.func
@@ -91,7 +94,7 @@ def read_call(reader: Reader, node: ast.Call) -> Value:
 def _qualified(callee: Value) -> str:
     if isinstance(callee, Imported):
         return canonical(callee.qualified)
-    if isinstance(callee, Either | Returned):
+    if isinstance(callee, _INDIRECT):
         for option in options(callee):
             if isinstance(option, Imported):
                 return canonical(option.qualified)

@@ -71,10 +71,9 @@ class Extents:
         known = self._leads.get(extent)
         if known is not None:
             return known
-        text = self._text
         queue, seen = [extent], {extent}
         for one in queue:
-            if self._leads.get(one) or any(word in text[one.first : one.end] for word in words):
+            if self._leads.get(one) or self._holds(one, words):
                 self._leads[extent] = True
                 return True
             for other in self._mentioned_in(one):
@@ -84,6 +83,10 @@ class Extents:
         # None of those that it leads to leads anywhere either.
         self._leads.update(dict.fromkeys(seen, False))
         return False
+
+    def _holds(self, extent: Extent, words: Iterable[str]) -> bool:
+        piece = self._text[extent.first : extent.end]
+        return any(word in piece for word in words)
 
     def _mentioned_in(self, extent: Extent) -> Iterator[Extent]:
         """The functions whose names stand in the text of one."""

@@ -199,18 +199,11 @@ class FileFacts:
         return Checkpoints(self.traces, self.loops)
 
     def take_apart(self) -> None:
-        """Free the memory now, and nothing else can be asked.
-
-        Definitions, their file and their scopes hold each other, and through them the syntax
-        tree: without this all of it would wait for Python's search for cycles, which would
-        have to look at every node.
-        """
+        """Free the memory now; nothing else can be asked (see `SourceFile.take_apart`)."""
         for trace in self.traces:
             trace.events.clear()
-        for definition in self.classes:
-            if definition.scope is not None:
-                definition.scope.names.clear()
-        for each in (*self.functions, *self.classes, *self.traces, self.source, self):
+        self.source.take_apart()
+        for each in (*self.traces, self):
             vars(each).clear()
 
     @cached_property

@@ -47,6 +47,10 @@ _DEEPEST_NESTING = {"forward": 2, "__init__": 1}
 _EXITS = frozenset({"sys.exit", "builtins.exit", "builtins.quit", "os._exit"})
 
 
+#: Values that tell nothing of a body; together, because a union is made anew at each question.
+_OUT_OF_SIGHT = (Imported, Attribute, Unknown, Parameter, Result)
+
+
 def always_exits(reader: Reader, node: ast.expr) -> bool:
     """Whether an expression statement ends the program."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name)):
@@ -58,7 +62,7 @@ def always_exits(reader: Reader, node: ast.expr) -> bool:
 def into(reader: Reader, call: Call) -> Value | None:
     """Follow a call; None where the callee is out of sight or its result is not known."""
     callee = call.callee
-    if isinstance(callee, Imported | Attribute | Unknown | Parameter | Result):
+    if isinstance(callee, _OUT_OF_SIGHT):
         return None
     if isinstance(callee, Either):
         known = [option for option in options(callee) if isinstance(option, Function | Instance)]

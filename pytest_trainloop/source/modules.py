@@ -28,6 +28,12 @@ class Loaded:
     #: The names that are bound in it, but for those that the scope holds already.
     names: frozenset[str] = frozenset()
 
+    def take_apart(self) -> None:
+        """Free the memory now; nothing else can be asked (see `SourceFile.take_apart`)."""
+        self.scope.file.take_apart()
+        self.scope.names.clear()
+        self.scope.unread = None
+
 
 class Modules:
     """Loaded modules, dropped when they have become too many.
@@ -76,14 +82,18 @@ class Modules:
         """Note that a module was looked at, and what it rests on."""
         self._account().update(module.consulted)
 
-    def drop(self) -> None:
+    def drop(self) -> bool:
         """Forget the modules if they have become too many; nobody may hold one.
 
         All at once: they hold what they took from each other, so that one that is dropped
         alone stays in memory.
         """
-        if sum(loaded.characters for loaded in self._kept.values()) > MOST_CHARACTERS:
+        is_full = sum(loaded.characters for loaded in self._kept.values()) > MOST_CHARACTERS
+        if is_full:
+            for loaded in self._kept.values():
+                loaded.take_apart()
             self._kept.clear()
+        return is_full
 
     def _read(
         self, what: tuple[str, str], read: Callable[[], _T]

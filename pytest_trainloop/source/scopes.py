@@ -83,6 +83,8 @@ def merge(first: dict[str, Binding], second: dict[str, Binding]) -> dict[str, Bi
     merged = dict(first)
     for name, binding in second.items():
         other = merged.get(name)
+        if other is binding:
+            continue
         if other is None:
             merged[name] = binding
         elif other.value is not binding.value:

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from pytest_trainloop.source.reader import Reader
 
 
+_BARE = (ast.Attribute, ast.Name, ast.Compare)
+
+
 def read_expression(reader: Reader, node: ast.Expr) -> bool:
     """An expression that stands alone."""
     reader.standalone = node.value
     value = reader.evaluate(node.value)
-    if isinstance(node.value, ast.Attribute | ast.Name | ast.Compare):
+    if isinstance(node.value, _BARE):
         reader.record(Bare(reader.file, node, reader.context, 0, value))
     return follow.always_exits(reader, node.value)
 

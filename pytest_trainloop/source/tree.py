@@ -38,10 +38,10 @@ class SourceTree:
         self.consulted: dict[str, str | None] = {}
         self.modules = Modules(lambda: self.consulted)
 
-    def forget(self) -> None:
-        """Begin a new account of what is looked at."""
+    def forget(self) -> bool:
+        """Begin a new account of what is looked at; True if that dropped modules that were kept."""
         self.consulted = {}
-        self.modules.drop()
+        return self.modules.drop()
 
     def source(self, path: str) -> str:
         """The text of a linted file; its digest is noted in `consulted`.

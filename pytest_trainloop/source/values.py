@@ -210,11 +210,11 @@ def either(*values: Value) -> Value:
 
 def options(value: Value) -> tuple[Value, ...]:
     """The alternatives of a value, looking through followed calls: at least one."""
-    if isinstance(value, Returned):
-        return options(value.value)
-    if isinstance(value, Either):
-        return tuple(inner for option in value.options for inner in options(option))
-    return (value,)
+    while isinstance(value, Returned):
+        value = value.value
+    if not isinstance(value, Either):
+        return (value,)
+    return tuple(inner for option in value.options for inner in options(option))
 
 
 def christen(value: Value, name: str) -> None:
