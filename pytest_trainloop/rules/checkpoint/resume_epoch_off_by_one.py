@@ -24,9 +24,10 @@ from pytest_trainloop.source.facts import (
     start_of,
 )
 
-#: A loop over a `range` whose start is given.
+#: A loop over a `range` whose start is given, and that does not count down.
 _COUNTING = re.compile(
     r"\s*(?:async\s+)?for\s+\w+\s+in\s+[^\n]*\bt?range\(\s*(?!\d+\s*,)(?:[^(),\n]|\([^()\n]*\))+,"
+    r"(?!(?:[^(),\n]|\([^()\n]*\))+,\s*-)"
 )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
+from pytest_trainloop.rules._words import uses
 from pytest_trainloop.source.facts import (
     Attribute,
     Call,
@@ -53,10 +54,19 @@ _TRIED = re.compile(
     r"raises|warns|assert|profile|record_function|catch|suppress|timer", re.IGNORECASE
 )
 
-#: A method that leaves its object as it is: the name of one that does not ends in `_`.
-_METHOD_CALL = re.compile(r"\.?\w*(?<!_)\(")
-#: How a line ends that is not the end of its statement.
+#: A line that begins with a call of one of these methods.
+_STATEMENT = re.compile(rf"\n[ \t]*([A-Za-z_][\w.]*)\.(?:{'|'.join(_METHODS)})\(")
+#: How a line ends that is not the end of its statement, and a comment behind that.
 _GOES_ON = frozenset("([{,\\+-*/=&|")
+_COMMENT = re.compile(r"\s#[^'\"]*$")
+#: The rest of a call without deeper brackets, and what else its statement does.
+_REST = re.compile(r"(?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)[ \t]*([^\s#;]?)")
+#: What modules do in place, and modules by their names.
+_MOVE = re.compile(r"\.(?:to|cuda|cpu|float|half|double)\($")
+_MODULE = re.compile(r"(?:^|\.)(?:\w+_)?(?:model|module|criterion)$")
+#: A value that a class gives, but for classes of tensors.
+_MADE = re.compile(r"\s*(?::[^=\n]+)?=\s*(?!\w*(?:Tensor|Variable)\b)[A-Z]\w*[.(]")
+_BOUND = re.compile(r"\s*(?::[^=\n]+)?=(?!=)")
 
 
 class DiscardedResult(Rule):
@@ -207,13 +217,10 @@ class DiscardedResult(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Yield the calls before which nothing on the line takes their result."""
-        for at in super().seek(text):
-            start = text.rfind("\n", 0, at) + 1
-            before = text[start:at].lstrip()
-            if not _NAME.match(before) or before == "self" or not _METHOD_CALL.match(text, at):
+        for called in _STATEMENT.finditer(text):
+            if called[1] == "self" or _is_module(text, called) or not _is_alone(text, called):
                 continue
-            if _last_before(text, start) not in _GOES_ON:
-                yield at
+            yield called.end() - 1
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for calls that stand alone although nothing but their result counts."""
@@ -239,11 +246,28 @@ class DiscardedResult(Rule):
         )
 
 
-def _last_before(text: str, start: int) -> str:
-    """The last character before an offset that is no white space."""
-    while start and text[start - 1].isspace():
-        start -= 1
-    return text[start - 1 : start]
+def _is_module(text: str, called: re.Match[str]) -> bool:
+    """Whether a call moves a module: by its name, or as an attribute that some class makes."""
+    name = called[1]
+    if not _MOVE.search(called[0]):
+        return False
+    if _MODULE.search(name):
+        return True
+    if not name.startswith("self."):
+        return False
+    ends = [at + len(name) for at in uses(text, name)]
+    bound = [end for end in ends if _BOUND.match(text, end)]
+    return bool(bound) and all(_MADE.match(text, end) for end in bound)
+
+
+def _is_alone(text: str, called: re.Match[str]) -> bool:
+    """Whether a call at the beginning of a line is a statement of its own."""
+    rest = _REST.match(text, called.end())
+    if rest is not None and rest[1]:
+        return False
+    before = text[: called.start()].rstrip()
+    last = before[before.rfind("\n") + 1 :]
+    return _COMMENT.sub("", last).rstrip()[-1:] not in _GOES_ON
 
 
 def _is_lost(call: Call) -> bool:

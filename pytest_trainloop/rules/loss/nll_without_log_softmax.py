@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.rules.loss._activated_inputs import (
     activated_inputs,
-    loss_calls,
     loss_text,
     where,
 )
+from pytest_trainloop.rules.loss._loss_calls_in_text import calls_of
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
@@ -185,7 +185,7 @@ class NllWithoutLogSoftmax(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Where a loss may be called."""
-        return loss_calls(text)
+        return calls_of(("nll_loss",), text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow the input of each `NLLLoss` back to what it last went through."""

@@ -35,10 +35,8 @@ _COPYING = frozenset(
 )
 
 
-#: A tokenizer that is told to pad.
-_PADDING = re.compile(
-    r"tok\w*(?:\.\w+)*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*?\bpadding\s*=", re.IGNORECASE
-)
+#: A tokenizer that is told to pad, in lower case: a pattern for both cases takes ten times as long.
+_PADDING = re.compile(r"tok\w*(?:\.\w+)*\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*?\bpadding\s*=")
 _LABELLED = re.compile(r"\blabels\s*=(?!=)")
 
 
@@ -177,7 +175,7 @@ class PaddingInLoss(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Where labels are given, in a file that lets a tokenizer pad."""
-        if any(is_code(text, match.start()) for match in _PADDING.finditer(text)):
+        if any(is_code(text, match.start()) for match in _PADDING.finditer(text.lower())):
             yield from (match.start() for match in _LABELLED.finditer(text))
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:

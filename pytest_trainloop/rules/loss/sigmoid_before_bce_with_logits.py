@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.rules.loss._activated_inputs import (
     activated_inputs,
-    loss_calls_after,
     loss_text,
     where,
 )
+from pytest_trainloop.rules.loss._loss_calls_in_text import calls_after
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
@@ -212,7 +212,7 @@ class SigmoidBeforeBceWithLogits(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Where a loss may be given probabilities."""
-        return loss_calls_after("igmoid", text)
+        return calls_after("igmoid", ("binary_cross_entropy_with_logits",), text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow the input of each loss on logits back to what it last went through."""

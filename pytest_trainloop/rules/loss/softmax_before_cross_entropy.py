@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.rules.loss._activated_inputs import (
     activated_inputs,
-    loss_calls_after,
     loss_text,
     where,
 )
+from pytest_trainloop.rules.loss._loss_calls_in_text import calls_after
 
 if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
@@ -264,7 +264,7 @@ class SoftmaxBeforeCrossEntropy(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Where a loss may be given probabilities."""
-        return loss_calls_after("oftmax", text)
+        return calls_after("oftmax", ("cross_entropy",), text)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Follow the input of each cross entropy back to what it last went through."""

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
-from pytest_trainloop.rules.loss._activated_inputs import loss_calls_after, loss_text, where
+from pytest_trainloop.rules.loss._activated_inputs import loss_text, where
+from pytest_trainloop.rules.loss._loss_calls_in_text import calls_after
 from pytest_trainloop.source.facts import (
     Activation,
     Call,
@@ -179,7 +180,7 @@ class SoftmaxOverBatch(Rule):
         """Where a loss may be given probabilities."""
         if "oftmax" in text and not _OVER_FIRST.search(text):
             return iter(())
-        return loss_calls_after("oftmax", text)
+        return calls_after("oftmax", tuple(_CLASSIFYING), text, logarithms=True)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at the dimension of what feeds each classification loss."""

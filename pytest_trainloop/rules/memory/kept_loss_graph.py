@@ -34,7 +34,11 @@ if TYPE_CHECKING:
     from pytest_trainloop.rules._rule import Observation
     from pytest_trainloop.runtime.record import Run
 
-_EXTREME = re.compile(r"\s*(\w+) = torch\.(?:max|min|maximum|minimum)\(\1\b")
+_EXTREME = re.compile(
+    r"([ \t]*)(\w+) = torch\.(?:max|min|maximum|minimum)\(\2\s*,\s*(?!(?:dim|axis|keepdim)\s*=)"
+)
+#: The head of a loop or a definition, on a line of its own.
+_HEAD = re.compile(r"^([ \t]*)(?:async )?(for|while|def|class)\b", re.MULTILINE)
 _EXTREMES = frozenset({"torch.max", "torch.min", "torch.maximum", "torch.minimum"})
 _ADDING = frozenset({"append", "appendleft", "add", "insert", "extend"})
 
@@ -425,7 +429,7 @@ class KeptLossGraph(Rule):
             if text.find("backward(", at, at + 16) >= 0:
                 if steps:
                     yield at
-            elif _EXTREME.match(text, text.rfind("\n", 0, at) + 1):
+            elif _is_in_loop(text, text.rfind("\n", 0, at) + 1):
                 yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
@@ -473,6 +477,27 @@ class KeptLossGraph(Rule):
             f"keep the number only: `{_detached(kept)}`",
             Fix((Edit("append", kept.place, ".detach()"),), safe=True),
         )
+
+
+def _is_in_loop(text: str, line: int) -> bool:
+    """Whether a line keeps the extreme of itself and something in a loop of its function.
+
+    A name that outlives its function may have its loop there.
+    """
+    extreme = _EXTREME.match(text, line)
+    if extreme is None:
+        return False
+    if "nonlocal " in text or "global " in text:
+        return True
+    depth, is_looping = len(extreme[1]), False
+    heads = list(_HEAD.finditer(text, 0, line))
+    for head in reversed(heads):
+        if len(head[1]) < depth:
+            depth, kind = len(head[1]), head[2]
+            if kind in ("def", "class"):
+                return is_looping
+            is_looping = True
+    return is_looping
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
+from pytest_trainloop.rules._words import places
 from pytest_trainloop.source.facts import (
     Branch,
     Call,
@@ -30,11 +31,31 @@ _MODE = re.compile(r"train|eval|infer|test|mode", re.IGNORECASE)
 
 _NEXT = re.compile(r"\n\s*(?:def|class|@)\b|\n\S")
 #: What may be one of these by its name, and what stands before it.
-_LAYER = re.compile(
-    r"(?:Linear|Conv(?:Transpose)?\dd|Embedding(?:Bag)?|(?:LSTM|GRU|RNN)(?:Cell)?|MultiheadAttention"
-    r"|Transformer(?:Encoder|Decoder)?(?:Layer)?|Dropout\d?d?|BatchNorm\dd)\("
+_NAMES = (
+    r"Linear|Conv(?:Transpose)?\dd|Embedding(?:Bag)?|(?:LSTM|GRU|RNN)(?:Cell)?|MultiheadAttention"
+    r"|Transformer(?:Encoder|Decoder)?(?:Layer)?|Dropout\d?d?|BatchNorm\dd"
 )
+_LAYER = re.compile(rf"(?:{_NAMES})\(")
 _OWNER = re.compile(r"(?:^|[^\w.])((?:\w+\.)*)\w*$")
+
+
+#: An import that gives a layer, or torch's module of layers, another name than `nn.` something.
+_BARE = re.compile(
+    rf"import\b[^\n]*(?:\([^)]*)?(?:\*|\bnn as (?!\w*nn\b)|\b(?:{_NAMES})\b)",
+)
+
+
+def _imports_layers(text: str) -> bool:
+    """Whether a layer may be called by its name alone, or by that of another module."""
+    return any(_BARE.match(text, at) for at in places(text, "import "))
+
+
+def _made(text: str, start: int, end: int) -> Iterator[int]:
+    """What is made with a layer's name between two places, by no attribute of the module."""
+    for made in _LAYER.finditer(text, start, end):
+        owner = _OWNER.search(text, max(made.start() - 60, 0), made.start())
+        if owner and not owner[1].startswith("self."):
+            yield made.start()
 
 
 class ModuleCreatedInForward(Rule):
@@ -167,14 +188,15 @@ class ModuleCreatedInForward(Rule):
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
         """Yield what is made with a layer's name inside a `forward`."""
-        at = text.find("def forward")
-        while at >= 0:
-            end = _NEXT.search(text, at + 1)
-            for made in _LAYER.finditer(text, at, end.start() if end else len(text)):
-                owner = _OWNER.search(text, max(made.start() - 60, 0), made.start())
-                if owner and not owner[1].startswith("self."):
-                    yield made.start()
-            at = text.find("def forward", at + 1)
+        is_bare = _imports_layers(text)
+        for at in places(text, "def forward"):
+            found = _NEXT.search(text, at + 1)
+            end = found.start() if found else len(text)
+            if is_bare:
+                yield from _made(text, at, end)
+            else:
+                made = (_LAYER.match(text, nn + 3) for nn in places(text, "nn.", start=at, end=end))
+                yield from (layer.start() for layer in made if layer)
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look at each layer that is made directly in a module's `forward`."""

@@ -28,6 +28,10 @@ from pytest_trainloop.source.facts import (
 )
 
 _CALLED = re.compile(r"(?:LR|[sS]chedule\w*|WarmRestarts)\(")
+#: What stands before that where the result gets a name of its own.
+_NAMED = re.compile(r"(?<![\w.])\w+(?:\s*:[^=\n]+)?\s*=[\s(\\]*(?:\w+\s*\.\s*)*\w*$")
+#: How far before a call's name that is looked for, in characters.
+_REACH = 160
 
 
 class SchedulerNeverStepped(Rule):
@@ -268,8 +272,12 @@ class SchedulerNeverStepped(Rule):
 
     @classmethod
     def seek(cls, text: str) -> Iterator[int]:
-        """Where something with a scheduler's name is called."""
-        return (match.start() for match in _CALLED.finditer(text))
+        """Where something with a scheduler's name is called, and its result named or returned."""
+        may_be_manual = "configure_optimizers" in text
+        for match in _CALLED.finditer(text):
+            at = match.start()
+            if may_be_manual or _NAMED.search(text[max(at - _REACH, 0) : at]):
+                yield at
 
     def lint(self, file: FileFacts) -> Iterator[Finding]:
         """Look for schedulers whose name is never used, and for Lightning's own rule about them."""
