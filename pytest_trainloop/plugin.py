@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     Also set aside a test that is to run in a process of its own, before its fixtures are made.
     """
+    if not _has_mark_of_ours(item):
+        return
     names = _checks_of(item)
     wants_process = _wants_process(item, [*names, "trainloop"])
     called = isinstance(item, pytest.Function) and not getattr(item, "nofuncargs", False)
@@ -164,10 +167,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     Inside of the call phase, because pytest-randomly seeds when that begins.
     """
     __tracebackhide__ = True
+    # Asked of every test there is, and again here: a fixture may have added a marker.
+    if not _has_mark_of_ours(pyfuncitem) and _SEEDED.isdisjoint(pyfuncitem.fixturenames):
+        return None
     names = _checks_of(pyfuncitem)
     marked = _is_marked(pyfuncitem)
-    if not names and not marked and not any(name in _SEEDED for name in pyfuncitem.fixturenames):
-        return None
     from pytest_trainloop.checks._item import run_checks, run_elsewhere, run_marked, run_seeded
 
     if _wants_process(pyfuncitem, [*names, "trainloop"]) and run_elsewhere(pyfuncitem, names):
@@ -205,6 +209,21 @@ def _reports(terminalreporter: Any) -> list[pytest.TestReport]:
         for report in reports
         if getattr(report, "when", None) == "call"
     ]
+
+
+def _has_mark_of_ours(item: pytest.Item) -> bool:
+    """Whether a test, or what it is in, has a marker of a check, or the one to be watched."""
+    ours = _our_marks()
+    for node in item.iter_parents():
+        for mark in node.own_markers:
+            if mark.name in ours:
+                return True
+    return False
+
+
+@cache
+def _our_marks() -> frozenset[str]:
+    return frozenset((*check_names(), "trainloop"))
 
 
 def _checks_of(item: pytest.Item) -> list[str]:

@@ -54,6 +54,39 @@ def test_they_leave_the_same_mark(request):
     result.assert_outcomes(passed=5)
 
 
+LATE_MARKS = {
+    "a plugin that goes through what was collected, after all others": """
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(pytest.mark.overfits(steps=3))
+""",
+    "a hook that runs before each test": """
+def pytest_runtest_setup(item):
+    item.add_marker(pytest.mark.overfits(steps=3))
+""",
+    "a fixture": """
+@pytest.fixture(autouse=True)
+def every_test_is_about_training(request):
+    request.applymarker(pytest.mark.overfits(steps=3))
+""",
+    "a mark around all tests of a folder": """
+def pytest_collection_finish(session):
+    session.items[0].parent.add_marker(pytest.mark.overfits(steps=3))
+""",
+}
+
+
+@pytest.mark.parametrize("by", LATE_MARKS)
+def test_a_marker_that_comes_late_counts_like_any(by: str, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import pytest\n" + LATE_MARKS[by])
+    result = run(pytester, "def test_it(): pass", loop="import pytest\n")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["usage error: @pytest.mark.overfits: `steps` is at least 4, not 3"]
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
