@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import pkgutil
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import CodeType, FunctionType, ModuleType
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from typing_extensions import Self
 
-    from pytest_trainloop.runtime.probes.evaluations import Evaluations
     from pytest_trainloop.runtime.probes.seeds import Seeded
+    from pytest_trainloop.runtime.probes.steps import OpenStep
     from pytest_trainloop.runtime.record import Backward, Run, Step
 
 
@@ -72,10 +73,16 @@ class Observer:
         #: Backward calls that no optimizer has used yet, and those that the last one used.
         self.pending: list[Backward] = []
         self.used: tuple[Backward, ...] = ()
+        #: Whether one of the pending may have a value that is not finite.
+        self.has_lost = False
+        #: How many there were so far.
+        self.backwards = 0
+        #: What waits for the next one to begin: called once, then forgotten.
+        self.at_next_backward: list[Callable[[], None]] = []
         #: How many of the pending ones an optimizer has cleared, by the optimizer's identity.
         self.left_out: dict[int, int] = {}
-        #: Optimizers that are stepping now, outermost first.
-        self.stepping: list[Any] = []
+        #: Steps that go on now, outermost first.
+        self.stepping: list[OpenStep] = []
         #: Optimizers that a `GradScaler` is stepping now, by identity.
         self.scaler_stepping: set[int] = set()
         #: Scalers that were used, by identity.
@@ -84,8 +91,11 @@ class Observer:
         self.scaled: list[tuple[Any, int]] = []
         #: A seed that was set since the last backward.
         self.seeded: Seeded | None = None
-        #: What the evaluations of the run need to know of its backward calls.
-        self.evaluations: Evaluations | None = None
+        #: What listeners do in each step.
+        self.deliver = _acting(listeners, "deliver")
+        self.before_backward = _acting(listeners, "before_backward")
+        self.before_step = _acting(listeners, "before_step")
+        self.after_step = _acting(listeners, "after_step")
         self._places: dict[tuple[str, int], str] = {}
 
     def __enter__(self) -> Self:
@@ -119,6 +129,14 @@ class Observer:
         if text is None:
             text = self._places[place] = readable(place)
         return text
+
+
+def _acting(listeners: tuple[Listener, ...], moment: str) -> tuple[Callable[..., Any], ...]:
+    """What listeners do at a moment of each step; most of them do nothing at most moments."""
+    nothing = getattr(Listener, moment)
+    return tuple(
+        getattr(one, moment) for one in listeners if getattr(type(one), moment) is not nothing
+    )
 
 
 @cache

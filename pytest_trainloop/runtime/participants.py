@@ -7,6 +7,7 @@ that a training function kept to itself can still be surveyed then.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 #: then a sample of each.
 _KEPT_VALUES = 2**25
 _SAMPLE = 4096
+#: The optimizer that counts how often it evaluates closures.
+_COUNTING = "LBFGS"
+_UNREAD = object()
 
 
 @dataclass(slots=True)
@@ -55,15 +59,34 @@ class KnownOptimizer:
     index: int
     ref: weakref.ref[Optimizer]
     fact: record.Optimizer
+    #: What stands in the record for each of its clearings that is not looked at closely.
+    clearing: record.Clearing
     parameters: list[KnownParameter]
     #: The number of parameters in each of its groups when it was last read.
     sizes: list[int]
+    #: That of its only group.
+    size: int | None = None
     #: The calls that it was built by; empty if that was before the watch.
     stack: tuple[tuple[str, int], ...] = ()
-    #: How often its first parameter had been written to after its last step.
+    #: Its first parameter, and how often that had been written to after its last step.
+    leading: Tensor | None = None
     written: int | None = None
     #: Its learning rates at the last step, kept to store equal ones once.
     rates: tuple[float, ...] = ()
+    #: That of its only group, if it is a plain number.
+    rate: object = _UNREAD
+    #: Whether it counts how often it evaluates closures.
+    counts_evaluations: bool = False
+    #: The next of its steps to look at closely.
+    close_at: int = 1
+
+    def read_rates(self, groups: list[dict[str, Any]]) -> None:
+        """Note the learning rate of each of its groups as they are now."""
+        rate = groups[0].get("lr") if len(groups) == 1 else _UNREAD
+        self.rate = rate if type(rate) is float else _UNREAD
+        rates = tuple(map(_rate, groups))
+        if rates != self.rates:
+            self.rates = rates
 
 
 class Participants:
@@ -88,8 +111,10 @@ class Participants:
         known = self._optimizers.get(id(optimizer))
         if known is not None and known.ref() is optimizer:
             groups = optimizer.param_groups
-            if len(groups) != len(known.sizes) or _sizes(groups) != known.sizes:
-                self._read_groups(known, optimizer)
+            # Most have one group; this is asked in every step.
+            if len(groups) != 1 or len(groups[0]["params"]) != known.size:
+                if [len(group["params"]) for group in groups] != known.sizes:
+                    self._read_groups(known, optimizer)
             return known
         fact = record.Optimizer(
             name=name_of(optimizer) or type(optimizer).__name__,
@@ -101,7 +126,10 @@ class Participants:
         self.run.optimizers.append(fact)
         index = len(self.run.optimizers) - 1
         stack = self.built.stack(optimizer)
-        known = KnownOptimizer(index, weakref.ref(optimizer), fact, [], [], stack)
+        clearing = record.Clearing(index, fact.kind, by_optimizer=True, where="")
+        ref = weakref.ref(optimizer)
+        known = KnownOptimizer(index, ref, fact, clearing, [], [], stack=stack)
+        known.counts_evaluations = fact.kind == _COUNTING
         self._optimizers[id(optimizer)] = known
         self._read_groups(known, optimizer)
         fact.replaces = self._replaced(known)
@@ -167,10 +195,12 @@ class Participants:
 
     def _read_groups(self, known: KnownOptimizer, optimizer: Optimizer) -> None:
         groups = [list(group["params"]) for group in optimizer.param_groups]
-        known.sizes = _sizes(optimizer.param_groups)
+        known.sizes = list(map(len, groups))
+        known.size = known.sizes[0] if len(groups) == 1 else None
         self._find_models([tensor for group in groups for tensor in group])
         entries = [[self._known(tensor) for tensor in group] for group in groups]
         known.parameters = [entry for group in entries for entry in group]
+        known.leading = known.parameters[0].tensor if known.parameters else None
         known.fact.groups = tuple(tuple(entry.index for entry in group) for group in entries)
         for position, entry in enumerate(known.parameters):
             if known.index not in entry.optimizers:
@@ -282,8 +312,10 @@ def note_state(known: KnownOptimizer, optimizer: Optimizer) -> None:
     known.fact.stateful = any(value is not None for value in values)
 
 
-def _sizes(groups: list[dict[str, Any]]) -> list[int]:
-    return [len(group["params"]) for group in groups]
+def _rate(group: dict[str, Any]) -> float:
+    # Some optimizers choose their rate themselves, and keep None here.
+    rate = group.get("lr")
+    return math.nan if rate is None else float(rate)
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -104,6 +104,43 @@ def place_of(frame: FrameType | None) -> tuple[str, int]:
     return (fallback.f_code.co_filename, fallback.f_lineno) if fallback else ("", 0)
 
 
+class CallSite:
+    """From where in the user's code a function is called, as `path:line`, for one called often.
+
+    It looks first at where on the stack the user's code was found before: where that is at a call
+    that is known, there is nothing to search.
+    """
+
+    def __init__(self) -> None:
+        # Never that of `now` itself: a frame that refers to itself keeps its callers' variables.
+        self._depth = 1
+        #: By the position of the call in its code; what holds the code keeps it from being taken
+        #: for another.
+        self._known: dict[int, tuple[CodeType, str]] = {}
+
+    def now(self) -> str:
+        """The place of the innermost frame of the user's code, as `user_place` finds it."""
+        try:
+            frame = sys._getframe(self._depth)
+        except ValueError:
+            # It was called from deeper below before.
+            return self._search()
+        known = self._known.get(frame.f_lasti)
+        if known is not None and known[0] is frame.f_code:
+            return known[1]
+        return self._search()
+
+    def _search(self) -> str:
+        frame = sys._getframe(1)
+        text = readable(place_of(frame))
+        for depth, one in enumerate(_outwards(frame)):
+            if closeness(one.f_code.co_filename) == _USER:
+                self._depth = depth
+                self._known[one.f_lasti] = one.f_code, text
+                break
+        return text
+
+
 def innermost_user_line(trace: TracebackType | None, script: str) -> tuple[str, int] | None:
     """File and line where the user's code was left last; in `script`, which counts as theirs."""
     found: tuple[str, int] | None = None

@@ -31,9 +31,9 @@ CLOSE_STEPS = 64
 CLOSE_EVERY = 128
 
 
-def looks_closely(number: int) -> bool:
-    """Whether the event with this number, from 1, is one to look at closely."""
-    return number <= CLOSE_STEPS or number % CLOSE_EVERY == 0
+def next_close(number: int) -> int:
+    """The number of the next event, after the one with this number, to look at closely."""
+    return number + 1 if number < CLOSE_STEPS else number - number % CLOSE_EVERY + CLOSE_EVERY
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class Clearing:
     kind: str
     #: Whether it was an optimizer's.
     by_optimizer: bool
-    #: Empty where it was not looked at closely.
+    #: Empty where it was not looked at closely; such clearings of an optimizer share one object.
     where: str
 
 

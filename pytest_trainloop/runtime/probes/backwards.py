@@ -6,6 +6,7 @@ sees both, and every framework.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from threading import enumerate as enumerate_threads
 from threading import get_ident
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 from pytest_trainloop.runtime.criteria import note_criteria
 from pytest_trainloop.runtime.direction import pull_of
 from pytest_trainloop.runtime.models import reached_leaves
+from pytest_trainloop.runtime.place import CallSite
 from pytest_trainloop.runtime.probes.scaling import scale_of
-from pytest_trainloop.runtime.record import Backward, looks_closely
+from pytest_trainloop.runtime.record import Backward, next_close
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +41,8 @@ def install(observer: Observer) -> None:
 class _Backwards:
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
-        self.count = 0
+        self.close_at = 1
+        self.site = CallSite()
         #: The threads in which a backward runs, by their identity.
         self.running: set[int] = set()
         #: How often backward was called at each place, up to the looks it is worth.
@@ -91,24 +94,19 @@ class _Backwards:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backward:
         observer = self.observer
-        self.count += 1
         given: Any = args[0] if args else kwargs.get("tensors")
         losses: list[Tensor] = list(given) if isinstance(given, (list, tuple)) else [given]
         weight = args[1] if len(args) > 1 else kwargs.get("grad_tensors")
-        where = observer.place(2)
-        if observer.seeded is not None:
-            seeding, observer.seeded = observer.seeded.before_backward(), None
-            observer.run.events += [seeding] if seeding else []
+        where = self.site.now()
         looks = self.places.get(where, 0)
         if looks < _LOOKS:
             self.look_at_graph(losses, where, looks)
-        if observer.evaluations is not None:
-            observer.evaluations.before_backward()
-            observer.evaluations.backwards = self.count
+        if observer.at_next_backward:
+            waiting, observer.at_next_backward = observer.at_next_backward, []
+            for act in waiting:
+                act()
         scale = scale_of(losses[0]) if observer.scalers and losses else 1.0
-        close = looks_closely(self.count)
-        if close and not _is_used_again(args, kwargs):
-            observer.graphs.mark(losses)
+        observer.backwards += 1
         # By position: made in every step.
         event = Backward(
             _weighted(losses[0], None)
@@ -116,16 +114,25 @@ class _Backwards:
             else _value(losses, _as_list(weight), scale),
             scale,
             where,
-            observer.people.optimizer(observer.stepping[0]).index if observer.stepping else None,
-            self.modes() if close else None,
+            observer.stepping[0].known.index if observer.stepping else None,
         )
+        if type(event.value) is float and not -math.inf < event.value < math.inf:
+            observer.has_lost = True
+        if observer.backwards == self.close_at:
+            self.look_closely(event, losses, is_last=not _is_used_again(args, kwargs))
         observer.run.events.append(event)
         observer.pending.append(event)
         if observer.stale.marks:
             observer.stale.before_backward()
-        for listener in observer.listeners:
-            listener.before_backward(event)
+        for act_before in observer.before_backward:
+            act_before(event)
         return event
+
+    def look_closely(self, event: Backward, losses: list[Tensor], *, is_last: bool) -> None:
+        self.close_at = next_close(self.close_at)
+        event.in_eval_mode = self.modes()
+        if is_last:
+            self.observer.graphs.mark(losses)
 
     def look_at_graph(self, losses: list[Tensor], where: str, looks: int) -> None:
         people, run = self.observer.people, self.observer.run

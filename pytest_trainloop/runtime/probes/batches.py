@@ -42,6 +42,8 @@ class _Batches:
         self.known: list[_Known] = []
 
     def replace_next(self, original: Callable[..., Any]) -> FunctionType:
+        import torch
+
         observer = self.observer
         events = observer.run.events
 
@@ -49,8 +51,6 @@ class _Batches:
             __tracebackhide__ = True
             if not observer.patches.active:
                 return original(iterator)
-            import torch
-
             known = self.loader_of(iterator)
             enabled = torch.is_grad_enabled()
             try:
@@ -62,16 +62,18 @@ class _Batches:
                 raise
             events.append(Batch(known.index, known.epoch, known.delivered, enabled))
             known.delivered += 1
-            for listener in observer.listeners:
-                batch = listener.deliver(known.index, batch)
+            for deliver in observer.deliver:
+                batch = deliver(known.index, batch)
             return batch
 
         return cast("FunctionType", __next__)
 
     def loader_of(self, iterator: Any) -> _Known:
         dataset = iterator._dataset
-        known = next((one for one in self.known if one.dataset() is dataset), None)
-        if known is None:
+        for known in self.known:
+            if known.dataset() is dataset:
+                break
+        else:
             known = self.built_anew(iterator) or self.first_seen(iterator)
         # `_num_yielded` starts again from 0 where an iterator is used for another pass.
         if known.iterator != id(iterator) or iterator._num_yielded == 0:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
-from pytest_trainloop.runtime.record import Clearing, looks_closely
+from pytest_trainloop.runtime.record import Clearing, next_close
 
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.observe import Observer
@@ -19,20 +18,28 @@ def install(observer: Observer) -> None:
     from torch.optim import Optimizer
 
     def replace(original: Callable[..., Any]) -> FunctionType:
-        numbers = count(1)
+        number, close = 0, 1
         by_optimizer = original.__qualname__.startswith("Optimizer")
+        people, events = observer.people, observer.run.events
 
         def zero_grad(cleared: Any, *args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
+            nonlocal number, close
             result = original(cleared, *args, **kwargs)
             if observer.patches.active:
-                known = observer.people.known_optimizer(cleared) if by_optimizer else None
-                index = None if known is None else known.index
-                kind = type(cleared).__name__
-                where = observer.place(1) if looks_closely(next(numbers)) else ""
                 if observer.pending and by_optimizer and not observer.stepping:
                     observer.left_out[id(cleared)] = len(observer.pending)
-                observer.run.events.append(Clearing(index, kind, by_optimizer, where))
+                known = people.known_optimizer(cleared) if by_optimizer else None
+                number += 1
+                if known is not None and number != close:
+                    events.append(known.clearing)
+                    return result
+                index = None if known is None else known.index
+                where = ""
+                if number == close:
+                    close = next_close(number)
+                    where = observer.place(1)
+                events.append(Clearing(index, type(cleared).__name__, by_optimizer, where))
             return result
 
         return cast("FunctionType", zero_grad)

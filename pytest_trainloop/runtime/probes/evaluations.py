@@ -40,7 +40,6 @@ def install(observer: Observer) -> None:
     from torch.utils.data.dataloader import _BaseDataLoaderIter
 
     watch = Evaluations(observer)
-    observer.evaluations = watch
     observer.patches.replace(_BaseDataLoaderIter, "__next__", watch.replace_next)
     observer.patches.replace(Module, "train", watch.replace_train)
     observer.patches.on_exit(watch.before_backward)
@@ -51,8 +50,7 @@ class Evaluations:
 
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
-        #: Backward calls so far; brought up to date by their probe.
-        self.backwards = 0
+        self._waits = False
         self._moment = 0
         self._asked_for_train = -1
         self._switching = False
@@ -98,14 +96,18 @@ class Evaluations:
 
     def replace_train(self, original: Callable[..., Any]) -> FunctionType:
         """Make what notes each switch of the mode."""
+        #: What calls itself for each child.
+        code = getattr(original, "__code__", None)
 
         def train(module: Any, mode: bool = True) -> Any:
             __tracebackhide__ = True
-            nested = self._switching or _is_part_of_another(module, sys._getframe(1))
-            if nested or not self.observer.patches.active:
+            if self._switching or not self.observer.patches.active:
+                return original(module, mode)
+            frame = sys._getframe(1)
+            if frame.f_code is code or _is_part_of_another(module, frame):
                 return original(module, mode)
             if mode:
-                self._asked_for_train = self.backwards
+                self._asked_for_train = self.observer.backwards
                 self._in_eval_mode = False
             if self._window is not None:
                 self._close()
@@ -124,6 +126,7 @@ class Evaluations:
 
     def before_backward(self) -> None:
         """Close the window: what follows is training. Called when a backward begins."""
+        self._waits = False
         if self._window is not None:
             self._close()
         if self._pending:
@@ -138,9 +141,11 @@ class Evaluations:
         frame = frame_beyond(module, sys._getframe(2))
         by_user = frame is not None and belongs_to_user(frame.f_code.co_filename)
         self._moment += 1
-        switch = ModeSwitch(mode, self.observer.place(), by_user, self.backwards, self._moment)
+        backwards = self.observer.backwards
+        switch = ModeSwitch(mode, self.observer.place(), by_user, backwards, self._moment)
         self.observer.run.mode_switches.append(switch)
         self._unresolved.append((weakref.ref(module), switch))
+        self._wait()
         if mode or not self.observer.people.models:
             return
         self._resolve()
@@ -173,6 +178,7 @@ class Evaluations:
         if looks >= _LOOKS:
             return
         self._looks[loader] = looks + 1
+        self._wait()
         if not self._pending:
             self._gradient_calls = self.observer.run.gradient_calls
         self._window = Window(self.observer.people)
@@ -180,10 +186,16 @@ class Evaluations:
             loader=loader,
             where=self.observer.place(),
             within=functions_on_stack(),
-            backwards=self.backwards,
+            backwards=self.observer.backwards,
             moment=self._moment,
-            asked_for_train=self._asked_for_train == self.backwards,
+            asked_for_train=self._asked_for_train == self.observer.backwards,
         )
+
+    def _wait(self) -> None:
+        """See to it that the next backward is told to this."""
+        if not self._waits:
+            self._waits = True
+            self.observer.at_next_backward.append(self.before_backward)
 
     def _close(self) -> None:
         window, self._window = self._window, None

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
+from pytest_trainloop.runtime.place import CallSite
 from pytest_trainloop.runtime.record import Scheduler, SchedulerStep
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def install(observer: Observer) -> None:
     from torch.optim.lr_scheduler import LRScheduler
 
     known: dict[int, tuple[weakref.ref[Any], int]] = {}
+    site = CallSite()
 
     def replace(original: Callable[..., Any]) -> FunctionType:
         def _update_lr(scheduler: Any, epoch: Any = None) -> Any:
@@ -31,9 +33,8 @@ def install(observer: Observer) -> None:
             result = original(scheduler, epoch)
             if observer.patches.active and _is_called_by_the_loop():
                 index = _index(observer, scheduler, known)
-                where = observer.place()
                 told = epoch is not None
-                observer.run.events.append(SchedulerStep(index, where, told))
+                observer.run.events.append(SchedulerStep(index, site.now(), told))
             return result
 
         return cast("FunctionType", _update_lr)

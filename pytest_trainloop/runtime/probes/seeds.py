@@ -26,12 +26,20 @@ def install(observer: Observer) -> None:
     """Replace `torch.manual_seed`, which is also `torch.random.manual_seed`."""
     import torch
 
+    def note() -> None:
+        seeded, observer.seeded = observer.seeded, None
+        seeding = None if seeded is None else seeded.before_backward()
+        if seeding is not None:
+            observer.run.events.append(seeding)
+
     def replace(original: Callable[..., Any]) -> FunctionType:
         def manual_seed(seed: Any) -> Any:
             __tracebackhide__ = True
             result = original(seed)
             if observer.patches.active:
                 calls = tuple((f.f_code.co_filename, f.f_lineno) for f in user_frames())
+                if observer.seeded is None:
+                    observer.at_next_backward.append(note)
                 observer.seeded = Seeded(calls, observer.place(), torch.initial_seed())
             return result
 

@@ -15,7 +15,8 @@ from types import FrameType, FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_trainloop.runtime.participants import note_state
-from pytest_trainloop.runtime.record import Step, looks_closely
+from pytest_trainloop.runtime.place import CallSite
+from pytest_trainloop.runtime.record import Step, next_close
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from pytest_trainloop.runtime.observe import Observer
     from pytest_trainloop.runtime.participants import KnownOptimizer
     from pytest_trainloop.runtime.record import Backward
-
-#: The optimizer that counts how often it evaluates closures.
-_COUNTING = "LBFGS"
 
 
 def install(observer: Observer) -> None:
@@ -43,25 +41,24 @@ def install(observer: Observer) -> None:
 
 
 @dataclass(slots=True)
-class _Open:
+class OpenStep:
     """A step that has begun: `frame` identifies the call, without keeping it alive."""
 
     optimizer: Any
     frame: int
+    known: KnownOptimizer
     #: None for a step inside of another one of the same parameters.
     step: Step | None = None
-    known: KnownOptimizer | None = None
-    #: How often the optimizer had evaluated closures before this step, and how many backward
-    #: calls waited for it.
-    evaluations: int = 0
+    #: How many backward calls waited for it, and how often the optimizer had evaluated closures.
     pending: int = 0
-    close: bool = False
+    evaluations: int = 0
 
 
 class _Steps:
     def __init__(self, observer: Observer) -> None:
         self.observer = observer
-        self.open: list[_Open] = []
+        self.open = observer.stepping
+        self.site = CallSite()
 
     def before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         __tracebackhide__ = True
@@ -69,21 +66,31 @@ class _Steps:
         if not observer.patches.active:
             return
         frame = sys._getframe(1)
-        if self.open:
-            self.forget_broken_off(frame)
-        if self.open and self.is_part_of_another(optimizer):
-            self.open.append(_Open(optimizer, id(frame)))
+        if self.open and self.is_part_of_another(optimizer, frame):
             return
         known = observer.people.optimizer(optimizer)
-        step = self.describe(optimizer, known)
-        close = looks_closely(step.number)
-        self.look(step, optimizer, known, close=close)
-        evaluations = _evaluations(optimizer) if known.fact.kind == _COUNTING else 0
-        pending = len(observer.pending)
-        self.open.append(_Open(optimizer, id(frame), step, known, evaluations, pending, close))
-        observer.stepping.append(optimizer)
-        for listener in observer.listeners:
-            listener.before_step(optimizer, step)
+        groups = optimizer.param_groups
+        if len(groups) != 1 or groups[0].get("lr") is not known.rate:
+            known.read_rates(groups)
+        # By position: made in every step.
+        step = Step(
+            known.index,
+            known.fact.steps + 1,
+            (),
+            known.rates,
+            self.site.now(),
+            id(optimizer) in observer.scaler_stepping,
+        )
+        if observer.scaled and not step.through_scaler:
+            step.scaled = _still_scaled(known, observer.scaled)
+        if step.number == known.close_at or observer.has_lost:
+            self.look(step, optimizer, known)
+        opened = OpenStep(optimizer, id(frame), known, step, len(observer.pending))
+        if known.counts_evaluations:
+            opened.evaluations = _evaluations(optimizer)
+        self.open.append(opened)
+        for act in observer.before_step:
+            act(optimizer, step)
 
     def after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         __tracebackhide__ = True
@@ -92,78 +99,68 @@ class _Steps:
             return
         opened = self.open.pop()
         step, known = opened.step, opened.known
-        if step is None or known is None:
+        if step is None:
             return
-        observer.stepping.pop()
-        if len(observer.pending) > opened.pending:
+        pending = observer.pending
+        if len(pending) > opened.pending:
             # A closure made the gradients after the first look.
-            self.look(step, optimizer, known, close=opened.close)
+            self.look(step, optimizer, known)
         if observer.stale.marks:
             observer.stale.unmark(known)
-        self.take_backwards(step, optimizer)
-        if known.fact.kind == _COUNTING:
+        if pending:
+            observer.used = self.left_in(optimizer) if observer.left_out else tuple(pending)
+            pending.clear()
+            observer.has_lost = False
+        step.backwards = observer.used
+        if known.counts_evaluations:
             _count_first_evaluation(step, _evaluations(optimizer) - opened.evaluations)
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             step.applied = not bool(found_inf)
         known.fact.steps = step.number
-        if known.parameters:
-            known.written = known.parameters[0].tensor._version
+        if known.leading is not None:
+            known.written = known.leading._version
         observer.run.events.append(step)
-        if opened.close:
+        if step.number == known.close_at:
             self.after_close_step(step, optimizer, known)
-        if looks_closely(step.number + 1):
+        if step.number + 1 == known.close_at:
             observer.stale.mark(known)
-        for listener in observer.listeners:
-            listener.after_step(optimizer, step)
+        for act in observer.after_step:
+            act(optimizer, step)
 
     def after_close_step(self, step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
+        known.close_at = next_close(step.number)
         if step.number == 1:
             note_state(known, optimizer)
         if step.backwards:
             self.observer.graphs.after_step(step.number, step.backwards[-1].where)
 
-    def describe(self, optimizer: Optimizer, known: KnownOptimizer) -> Step:
-        observer = self.observer
-        groups = optimizer.param_groups
-        rate = groups[0].get("lr") if len(groups) == 1 else None
-        rates = (rate,) if type(rate) is float else tuple(map(_rate, groups))
-        if rates != known.rates:
-            known.rates = rates
-        # By position: made in every step.
-        step = Step(
-            known.index,
-            known.fact.steps + 1,
-            (),
-            known.rates,
-            observer.place(2),
-            id(optimizer) in observer.scaler_stepping,
-        )
-        if observer.scaled and not step.through_scaler:
-            step.scaled = _still_scaled(known, observer.scaled)
-        return step
-
-    def look(self, step: Step, optimizer: Optimizer, known: KnownOptimizer, *, close: bool) -> None:
-        if close:
+    def look(self, step: Step, optimizer: Optimizer, known: KnownOptimizer) -> None:
+        pending = self.observer.pending
+        if step.number == known.close_at:
             step.stale = self.observer.stale.used_by(known)
-        if close or _is_lost(self.observer.pending):
-            _look_at_gradients(step, optimizer, known)
+        elif not pending or not _is_lost(pending[-1]):
+            return
+        _look_at_gradients(step, optimizer, known)
 
-    def take_backwards(self, step: Step, optimizer: Optimizer) -> None:
-        observer = self.observer
-        if observer.pending:
-            # All of them, where it cleared all: an update without gradients is to be seen as one.
-            left_out = observer.left_out.get(id(optimizer), 0) if observer.left_out else 0
-            observer.used = tuple(observer.pending[left_out:] or observer.pending)
-            observer.pending.clear()
-            observer.left_out.clear()
-        step.backwards = observer.used
+    def left_in(self, optimizer: Optimizer) -> tuple[Backward, ...]:
+        """What was back-propagated for a step and not cleared by its optimizer."""
+        pending, left_out = self.observer.pending, self.observer.left_out.get(id(optimizer), 0)
+        self.observer.left_out.clear()
+        # All of them, where it cleared all: an update without gradients is to be seen as one.
+        return tuple(pending[left_out:] or pending)
 
-    def is_part_of_another(self, optimizer: Optimizer) -> bool:
+    def is_part_of_another(self, optimizer: Optimizer, frame: FrameType) -> bool:
         """Whether a step of the same parameters is going on: `super().step()`, a wrapper."""
+        self.forget_broken_off(frame)
+        if not self.open:
+            return False
         outer = {id(p) for group in self.open[-1].optimizer.param_groups for p in group["params"]}
         inner = [p for group in optimizer.param_groups for p in group["params"]]
-        return any(id(parameter) in outer for parameter in inner)
+        if not any(id(parameter) in outer for parameter in inner):
+            return False
+        self.open.append(OpenStep(optimizer, id(frame), self.open[-1].known))
+        return True
 
     def forget_broken_off(self, frame: FrameType | None) -> None:
         """Drop steps that an exception ended: their call is no longer on the stack."""
@@ -172,8 +169,7 @@ class _Steps:
             running.add(id(frame))
             frame = frame.f_back
         while self.open and self.open[-1].frame not in running:
-            if self.open.pop().step is not None:
-                self.observer.stepping.pop()
+            self.open.pop()
 
     def replace_init(self, original: Callable[..., Any]) -> FunctionType:
         observer = self.observer
@@ -187,9 +183,9 @@ class _Steps:
         return cast("FunctionType", __init__)
 
 
-def _is_lost(backwards: list[Backward]) -> bool:
-    """Whether the last loss is known not to be finite, without waiting for a device."""
-    value = backwards[-1].value if backwards else None
+def _is_lost(backward: Backward) -> bool:
+    """Whether a loss is known not to be finite, without waiting for a device."""
+    value = backward.value
     return type(value) is float and not math.isfinite(value)
 
 
@@ -200,12 +196,6 @@ def _still_scaled(known: KnownOptimizer, scaled: list[tuple[Tensor, int]]) -> bo
     return bool(mine) and all(
         tensor.grad is not None and tensor.grad._version == version for tensor, version in mine
     )
-
-
-def _rate(group: dict[str, Any]) -> float:
-    # Some optimizers choose their rate themselves, and keep None here.
-    rate = group.get("lr")
-    return math.nan if rate is None else float(rate)
 
 
 def _evaluations(optimizer: Optimizer) -> int:
