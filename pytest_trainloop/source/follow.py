@@ -368,6 +368,7 @@ def _enter_generator(
     reader: Reader, call: Call, callee: Function, action: Callable[[Value], None]
 ) -> None:
     caller = reader.file, reader.scope
+    depth = len(reader.context)
     done: list[bool] = []
 
     def at_yield(value: Value) -> None:
@@ -375,6 +376,9 @@ def _enter_generator(
         reader.file, reader.scope = caller
         reader.at_yield.append(None)
         done.append(True)
+        for frame in reader.context[depth:]:
+            if isinstance(frame, Branch):
+                frame.forget_condition()
         try:
             action(value)
         finally:

@@ -75,6 +75,10 @@ class Branch(Frame):
         if self.arm != "case":
             self.claims.update(claims(self.test, holds=self.arm == "body"))
 
+    def forget_condition(self) -> None:
+        """Say no more than which arm it is: what stands in it is also done on other ways."""
+        self.claims = {self.node: self.arm}
+
     @property
     def test_text(self) -> str:
         """The condition, as written."""

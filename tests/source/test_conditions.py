@@ -55,3 +55,25 @@ def test_dead_code_is_treated_alike_from_both_sides() -> None:
     code = "if a:\n    if not a:\n        first()\n"
     assert not are_exclusive(f"{code}if a: second()\n")
     assert not are_exclusive(f"{code}if not a: second()\n")
+
+
+def test_a_context_manager_runs_its_body_whichever_way_it_takes() -> None:
+    header = (
+        "from contextlib import contextmanager, nullcontext\n"
+        "@contextmanager\n"
+        "def no_sync(model, use):\n"
+        "    if use:\n"
+        "        with model.no_sync():\n"
+        "            yield\n"
+        "    else:\n"
+        "        yield\n"
+        "def train(model, is_last, first, second):\n"
+    )
+    body = (
+        "    with no_sync(model, not is_last):\n"
+        "        first().backward()\n"
+        "    if is_last: second()\n"
+    )
+    calls = read_source(header + body, "train.py").traces[-1].calls
+    one, other = (next(c for c in calls if c.name == name) for name in ("first", "second"))
+    assert not exclusive(one.context, other.context)

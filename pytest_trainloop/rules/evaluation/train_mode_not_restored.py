@@ -14,6 +14,7 @@ from pytest_trainloop.source.facts import (
     Loop,
     TrainingLoop,
     Value,
+    comes_along,
     depends_on_mode,
     is_forward,
     may_switch,
@@ -162,6 +163,25 @@ class TrainModeNotRestored(Rule):
                     for epoch in range(epochs):
                         self.train_epoch()
                         self.validate()
+            """,
+        ),
+        Bad(
+            "one function for both, which only switches off",
+            """
+            def run(model, optimizer, loader, training):
+                if not training:
+                    model.eval()  # error
+                for x, y in loader:
+                    loss = F.mse_loss(model(x), y)
+                    if training:
+                        optimizer.zero_grad()
+                        loss.backward()
+                        optimizer.step()
+
+            def fit(model, optimizer, loader, val_loader, epochs):
+                for epoch in range(epochs):
+                    run(model, optimizer, loader, True)
+                    run(model, optimizer, val_loader, False)
             """,
         ),
         Good(
@@ -424,6 +444,7 @@ def _is_trained_in_eval_mode(turn: list[Call], forward: Call, training: Training
         and switch_of(call) is False
         and call.receiver is not None
         and same(call.receiver, forward.callee)
+        and any(comes_along(call, backward.call) for backward in training.backwards)
     ]
     if not switches:
         return False
