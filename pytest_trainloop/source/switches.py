@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -179,10 +180,8 @@ def _class_depends(definition: ClassFacts) -> bool | None:
 
 
 _MADE_ELSEWHERE = re.compile(r"from_pretrained|create_model|models\.|hub\.load|get_model")
-#: Libraries that make no layers, or only those that are told by their names.
-_WITHOUT_LAYERS = frozenset(
-    ["torch", "math", "numpy", "typing", "collections", "functools", "itertools", "einops", "os"]
-)
+#: Libraries that make no layers, or only those that their names and arguments tell of.
+_WITHOUT_LAYERS = sys.stdlib_module_names | {"torch", "numpy", "einops", "opacus"}
 
 
 def _text(definition: ClassFacts | FunctionFacts) -> str:

@@ -212,6 +212,37 @@ class MissingEvalMode(Rule):
             """,
         ),
         Good(
+            "layers of Opacus, which are those of torch",
+            """
+            import math
+            import torch
+            from opacus.layers import DPLSTM
+            from torch import nn
+
+            class Net(nn.Module):
+                def __init__(self, size):
+                    super().__init__()
+                    self.lstm = DPLSTM(size, size, batch_first=True)
+                    self.out = nn.Linear(size, 2)
+                    self.scale = 1 / math.sqrt(size)
+
+                def forward(self, x):
+                    return self.out(self.lstm(x)[0][:, -1] * self.scale)
+
+            def train(train_loader, val_loader, epochs):
+                model = Net(8)
+                optimizer = torch.optim.Adam(model.parameters())
+                for epoch in range(epochs):
+                    for x, y in train_loader:
+                        optimizer.zero_grad()
+                        nn.functional.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    with torch.no_grad():
+                        for x, y in val_loader:
+                            print((model(x).argmax(1) == y).sum().item())
+            """,
+        ),
+        Good(
             "the caller, out of sight, may have switched",
             """
             @torch.no_grad()
