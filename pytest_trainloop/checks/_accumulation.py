@@ -103,7 +103,7 @@ def refuse_difference(pair: Pair) -> None:
             f"the last update is made at {pair.micro.updates[-1].where}",
             advice="step also at the last batch of an epoch, or let the loader drop what does not"
             " fit",
-            where=pair.micro.updates[-1].where,
+            said_at=pair.micro.updates[-1].where,
         )
 
 
@@ -118,14 +118,14 @@ def _refuse_other_count(pair: Pair, ours: Update, theirs: Update) -> None:
             f"it steps at {ours.where}",
             advice="step where `(i + 1) % accumulation_steps == 0`; a test gives the loop"
             " `accumulation.steps`",
-            where=ours.where,
+            said_at=ours.where,
         )
     raise PromiseBrokenError(
         f"{name} makes its first update from {counted(ours.backwards, 'backward call')}, not"
         f" from {expected}",
         f"it steps at {ours.where}",
         advice="step where `(i + 1) % accumulation_steps == 0`, counting from 0",
-        where=ours.where,
+        said_at=ours.where,
     )
 
 
@@ -145,7 +145,7 @@ def _refuse_leak(pair: Pair, number: int, ours: Update, theirs: Update) -> None:
             " into the next one",
             f"it steps at {ours.where}",
             advice="step at the last batch of an epoch, or clear the gradients when one begins",
-            where=ours.where,
+            said_at=ours.where,
         )
 
 
@@ -181,7 +181,7 @@ def _refuse_other_gradients(pair: Pair, number: int, ours: Update, theirs: Updat
             " before are lost",
             *evidence,
             advice="call `optimizer.zero_grad()` after `optimizer.step()`, where it steps",
-            where=ours.cleared or ours.where,
+            said_at=ours.cleared or ours.where,
         )
     _refuse_what_differs_by_design(pair, ours, theirs)
     if factor is not None and abs(factor - 1) > pair.tolerance:
@@ -200,7 +200,7 @@ def _refuse_other_gradients(pair: Pair, number: int, ours: Update, theirs: Updat
         *evidence,
         advice="where micro-batches hold different numbers of tokens or masked values, sum the"
         " losses and divide by the number in all of them",
-        where=ours.where,
+        said_at=ours.where,
     )
 
 
@@ -215,7 +215,7 @@ def _multiple(pair: Pair, factor: float, evidence: list[str], where: str) -> Pro
             f"{found}: the loss is not divided by the number of micro-batches",
             *evidence,
             advice=f"divide it: {divide}",
-            where=where,
+            said_at=where,
         )
     if abs(factor * pair.steps - 1) < NEARLY:
         return PromiseBrokenError(
@@ -223,13 +223,13 @@ def _multiple(pair: Pair, factor: float, evidence: list[str], where: str) -> Pro
             *evidence,
             advice="divide it once: Accelerate, Lightning and the Trainer of transformers do so"
             " themselves",
-            where=where,
+            said_at=where,
         )
     return PromiseBrokenError(
         found,
         *evidence,
         advice=f"divide the loss by the number of micro-batches: {divide}",
-        where=where,
+        said_at=where,
     )
 
 
@@ -275,7 +275,7 @@ def _refuse_written_weights(ours: Update, theirs: Update) -> None:
             " with every micro-batch",
             f"the update is made at {ours.where}",
             advice="write to weights (a decay, an average, a projection) where the optimizer steps",
-            where=ours.where,
+            said_at=ours.where,
         )
 
 

@@ -73,7 +73,7 @@ def refuse_train_mode(evaluation: Evaluation) -> None:
             *evidence,
             advice=f"call `{call.model}.eval()` before the evaluation and `{call.model}.train()`"
             " after it; one that draws on purpose takes @evaluates(repeats=False)",
-            where=call.where,
+            said_at=call.where,
         )
 
 
@@ -100,7 +100,7 @@ def _changed_by_a_call(call: ModelCall) -> PromiseBrokenError:
         f"evaluating `{call.model}` changes {listed(call.changed)}",
         f"it is called at {call.where}",
         advice=advice,
-        where=call.where,
+        said_at=call.where,
     )
 
 
@@ -119,7 +119,7 @@ def _left_behind(change: Change, name: str, run: Run) -> PromiseBrokenError:
         where = run.backwards[-1].where
         evidence.append(f"backward was called at {where}")
     return PromiseBrokenError(
-        told.cause.format(**words), *evidence, advice=told.advice.format(**words), where=where
+        told.cause.format(**words), *evidence, advice=told.advice.format(**words), said_at=where
     )
 
 
@@ -170,7 +170,7 @@ def refuse_graphs(evaluation: Evaluation) -> None:
                 f"the evaluation builds a graph that nobody back-propagates: `{call.model}` is"
                 f" called with gradients at {call.where}",
                 advice=_WITHOUT,
-                where=call.where,
+                said_at=call.where,
             )
 
 
@@ -208,7 +208,7 @@ def _drawn(call: ModelCall, difference: float) -> Exception:
             f"`{call.model}` draws by design: it is in eval mode, with"
             f" {joined(call.in_train_mode)} in train mode",
             advice="@evaluates(repeats=False) judges the rest",
-            where=call.where,
+            said_at=call.where,
         )
     return PromiseBrokenError(
         f"`{call.model}` gives something else for the same input, under other random numbers: a"
@@ -216,7 +216,7 @@ def _drawn(call: ModelCall, difference: float) -> Exception:
         f"it is called at {call.where}",
         advice="look for `F.dropout(x)` without `training=self.training`, and for noise or samples"
         " that are drawn in `forward`; one that draws by design takes @evaluates(repeats=False)",
-        where=call.where,
+        said_at=call.where,
     )
 
 
@@ -238,7 +238,7 @@ def _refuse_other_data(first: list[ModelCall], second: list[ModelCall]) -> None:
         advice="look for random transforms in the evaluation data, a random subset, a shuffled"
         " loader with `drop_last`; give them a generator with a seed, or take"
         " @evaluates(repeats=False)",
-        where=first[0].where,
+        said_at=first[0].where,
     )
 
 
@@ -256,5 +256,5 @@ def refuse_mixing(probe: ProbeCompanions) -> str:
         advice="look for BatchNorm in train mode or without running statistics, for a softmax, mean"
         " or norm over dimension 0, and for a recurrent layer without `batch_first`; a model that"
         " compares samples takes @evaluates(independent=False)",
-        where=call.where,
+        said_at=call.where,
     )

@@ -93,7 +93,9 @@ def _end_of(check: Check, body: Body) -> _End:
         return no_verdict
     except BrokenOffError as broken:
         evidence = broken.trace.splitlines()
-        return PromiseBrokenError(str(broken), *evidence, advice=broken.advice, where=broken.where)
+        return PromiseBrokenError(
+            str(broken), *evidence, advice=broken.advice, said_at=broken.where
+        )
 
 
 def _explained(item: pytest.Function, body: Body, ended: _End) -> tuple[list[Observation], _End]:

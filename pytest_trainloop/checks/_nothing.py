@@ -46,7 +46,7 @@ def _refuse_other_processes(run: Run) -> None:
         " other processes compute is not seen",
         advice="call in the test itself what the other process runs (a script: `run_script`), a"
         " loop for several devices as the only process of its group",
-        where=first.where,
+        said_at=first.where,
     )
 
 
@@ -68,5 +68,5 @@ def _refuse_updates_by_hand(run: Run) -> None:
             f"{counted(len(run.backwards), 'backward call')}, the last at"
             f" {run.backwards[-1].where}",
             advice=_BY_OPTIMIZER,
-            where=run.backwards[-1].where,
+            said_at=run.backwards[-1].where,
         )

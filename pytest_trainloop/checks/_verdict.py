@@ -33,22 +33,31 @@ class Cause:
 
 
 class _JudgementError(Exception):
-    """Ends a check: `cause` is the first line, `evidence` and `advice` follow it."""
+    """Ends a check: `cause` is the first line, `evidence` and `advice` follow it.
+
+    The place in the user's code has a line of its own, or is what one of the others says.
+    """
 
     def __init__(
-        self, cause: str, *evidence: str, advice: str = "", where: str = "", rule: str = ""
+        self,
+        cause: str,
+        *evidence: str,
+        advice: str = "",
+        where: str = "",
+        said_at: str = "",
+        rule: str = "",
     ) -> None:
         super().__init__(cause)
         self.cause = cause
         self.evidence = evidence
         self.advice = advice
-        self.where = where
+        self.where = where or said_at
         self.rule = rule
+        self._own_line = where
 
     def lines(self) -> list[str]:
-        """Everything below the cause; the place only where no line says it."""
-        said = any(self.where in line for line in (self.cause, *self.evidence))
-        return below(self.evidence, "" if said else self.where, self.advice, self.rule)
+        """Everything below the cause."""
+        return below(self.evidence, self._own_line, self.advice, self.rule)
 
 
 class PromiseBrokenError(_JudgementError):

@@ -125,7 +125,7 @@ def _refuse_nothing(evaluation: Evaluation) -> None:
             f" at {step.where}, in eval mode",
             advice="leave `backward()` and `step()` out of the evaluation; train in a fixture what"
             " is to be evaluated",
-            where=step.where,
+            said_at=step.where,
         )
     if evaluation.calls:
         return

@@ -118,7 +118,7 @@ def _broken(run: Run, looks: list[Look], growth: Growth) -> PromiseBrokenError:
     if grown > 0:
         evidence.append(f"CUDA memory in use: {grown:,} bytes more")
     evidence.append(f"backward was called at {where}")
-    return PromiseBrokenError(_cause(growth), *evidence, advice=_advice(growth), where=where)
+    return PromiseBrokenError(_cause(growth), *evidence, advice=_advice(growth), said_at=where)
 
 
 def _cause(growth: Growth) -> str:
