@@ -11,6 +11,7 @@ from dataclasses import replace
 from symtable import symtable
 from typing import TYPE_CHECKING
 
+from pytest_trainloop.lint.compiled import is_compiled
 from pytest_trainloop.lint.cycles import (
     free_all_cycles,
     free_new_cycles,
@@ -63,14 +64,21 @@ class FileLinter:
         try:
             with open(path, "rb") as file:
                 data = file.read()
+                state = os.fstat(file.fileno())
         except OSError as error:
             return FileResult(
                 path, errors=(FileError(path, f"cannot be read: {reason_of(error)}"),)
             )
-        return self.lint_bytes(path, data)
+        return self.lint_bytes(path, data, state)
 
-    def lint_bytes(self, path: str, data: bytes) -> FileResult:
-        """Lint the content of a file."""
+    def lint_bytes(self, path: str, data: bytes, state: os.stat_result | None = None) -> FileResult:
+        """Lint the content of a file.
+
+        Args:
+            path: its name, by which others import it.
+            data: the content.
+            state: that of the file on disk, where that is what the content was read from.
+        """
         rules = self._gate.open_to(data)
         result = FileResult(path, digest=digest(data))
         try:
@@ -80,7 +88,8 @@ class FileLinter:
                 result = replace(result, suppressions=tuple(comments))
             sought, errors = _sought(rules, document)
             if not sought:
-                _check_syntax(document)
+                if state is None or not is_compiled(path, state):
+                    _check_syntax(document)
                 return replace(result, errors=tuple(errors))
             with self._time_limit, no_search_for_cycles():
                 result = self._lint(result, document, sought)
