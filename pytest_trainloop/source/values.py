@@ -214,7 +214,14 @@ def options(value: Value) -> tuple[Value, ...]:
         value = value.value
     if not isinstance(value, Either):
         return (value,)
-    return tuple(inner for option in value.options for inner in options(option))
+    for option in value.options:
+        if isinstance(option, _NESTED):
+            return tuple(inner for option in value.options for inner in options(option))
+    return value.options
+
+
+#: What has alternatives of its own.
+_NESTED = (Either, Returned)
 
 
 def christen(value: Value, name: str) -> None:

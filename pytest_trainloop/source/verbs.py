@@ -159,24 +159,23 @@ def may_do_anything(call: Call, *targets: Value) -> bool:
     """Whether the call goes to code out of sight that is given one of the values."""
     if call.followed or is_known_harmless(call):
         return False
-    wanted = [option for target in targets for option in options(target)]
+    # By identity, and in one look at each: there are many calls, with many values, in a loop.
+    wanted = {id(option) for target in targets for option in options(target)}
     return any(
-        option is target or _holds(option, target)
+        id(option) in wanted or _holds_one(option, wanted)
         for given in call.inputs
         for option in options(given)
-        for target in wanted
     )
 
 
-def _holds(value: Value, target: Value) -> bool:
-    if isinstance(value, Instance | Function):
+def _holds_one(value: Value, wanted: set[int]) -> bool:
+    if isinstance(value, _OPAQUE):
         return False
-    return (
-        value is not target
-        and any(inner is target for part in value.parts()[:8] for inner in options(part))
-        and not isinstance(value, Operation | Attribute | Result)
-    )
+    return any(id(inner) in wanted for part in value.parts()[:8] for inner in options(part))
 
+
+#: What is made from its parts, and does not hand them on.
+_OPAQUE = (Instance, Function, Operation, Attribute, Result)
 
 #: Torch's own functions and methods do what they say and no more.
 _TORCH = ("torch.", "builtins.", "math.", "numpy.", "os.", "time.", "logging.", "json.", "random.")
