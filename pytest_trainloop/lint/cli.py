@@ -10,7 +10,6 @@ import click
 
 from pytest_trainloop import __version__
 from pytest_trainloop.lint.command import run_command
-from pytest_trainloop.lint.cycles import leave_cycles_at_exit
 from pytest_trainloop.lint.options import Options
 from pytest_trainloop.lint.report import formats
 from pytest_trainloop.lint.selection import UnknownNameError, check_names
@@ -72,5 +71,4 @@ def main(**options: Any) -> None:
     .ipynb files. Exit code: 0 if nothing was found, 1 if problems were, 2 if something
     could not be linted or the command line is wrong.
     """
-    leave_cycles_at_exit()
     sys.exit(run_command(Options(**options)))

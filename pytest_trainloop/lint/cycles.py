@@ -6,7 +6,6 @@ import stay, and each search of Python's own would look through all of them agai
 
 from __future__ import annotations
 
-import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +31,3 @@ def free_new_cycles() -> None:
 def free_all_cycles() -> None:
     """Look for cycles among all objects, and free them."""
     gc.collect()
-
-
-def leave_cycles_at_exit() -> None:
-    """Look for none as the process ends: the system takes back all its memory at once."""
-    atexit.register(gc.freeze)

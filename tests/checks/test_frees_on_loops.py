@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -108,12 +110,16 @@ def test_graphs_that_are_kept(
 def test_the_whole_message(pytester: pytest.Pytester) -> None:
     _, lines = outcome(pytester, loop("losses = []", "losses.append(loss)"))
     start = next(i for i, line in enumerate(lines) if line.startswith("frees: "))
-    assert lines[start : start + 4] == [
+    # Graphs that tests before this one have left alive are counted, too.
+    counted = r"  nodes of graphs that live: (\d+) after step 4, (\d+) after step 24"
+    found = re.fullmatch(counted, lines[start + 1])
+    assert found is not None
+    assert int(found[2]) - int(found[1]) == 20 * 7
+    assert [lines[start], *lines[start + 2 : start + 4]] == [
         (
             "frees: `losses` keeps the graphs of past steps: this list holds 22 tensors with what"
             " computed them"
         ),
-        "  nodes of graphs that live: 28 after step 4, 168 after step 24",
         "  backward was called at test_it.py:30",
         (
             "  What to do: keep the number alone, `loss.item()`, or a tensor without its graph,"
