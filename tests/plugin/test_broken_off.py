@@ -36,8 +36,12 @@ def train(steps=30, before_step=lambda step: None):
         optimizer.step()
 
 
+crawls = threading.Event()
+
+
 def crawl(step):
     while step == 3:
+        crawls.set()
         time.sleep(0.01)
 
 
@@ -108,7 +112,7 @@ def test_how_far_it_had_come_is_evidence(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "overfits: the body had not ended after 2 s: it was at test_it.py:31",
+            "overfits: the body had not ended after 2 s: it was at test_it.py:35",
             "  it had begun 3 training steps by then",
             (
                 "  What to do: look for what it waits for there; a body that is only slow takes a"
@@ -136,7 +140,7 @@ def test_its_second_run_had_what_the_first_left():
 """,
     )
     result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(["repeats: the body had not ended after 4 s: it was at *:37"])
+    result.stdout.fnmatch_lines(["repeats: the body had not ended after 4 s: it was at *:41"])
 
 
 def test_the_marker_without_a_check_keeps_time_too(pytester: pytest.Pytester) -> None:
@@ -145,7 +149,7 @@ def test_the_marker_without_a_check_keeps_time_too(pytester: pytest.Pytester) ->
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["watch: the body had not ended after 2 s: it was at test_it.py:31"]
+        ["watch: the body had not ended after 2 s: it was at test_it.py:35"]
     )
 
 
@@ -261,7 +265,10 @@ def children() -> set[str]:
             ),
         ),
         (
-            "    in_thread(lambda: train(before_step=crawl), daemon=True); train(3)",
+            (
+                "    in_thread(lambda: train(before_step=crawl), daemon=True)\n"
+                "    crawls.wait(); train(3)"
+            ),
             ("the thread `trainer` still trained when the body had ended: it was at test_it.py:*"),
         ),
         (
