@@ -13,9 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_trainloop.runtime.place import belongs_to_user
+
+if TYPE_CHECKING:
+    import torch
 
 _Undo = Callable[[], object]
 #: Signals that training scripts handle: to save before they are preempted, or to stop.
@@ -153,7 +156,7 @@ def _torch_modes() -> _Undo:
             _deterministic,
             lambda kept: torch.use_deterministic_algorithms(kept[0], warn_only=kept[1]),
         ),
-        (torch.get_default_device, torch.set_default_device),
+        (torch.get_default_device, _put_default_device),
         (lambda: cudnn.benchmark, lambda value: setattr(cudnn, "benchmark", value)),
         (lambda: cudnn.deterministic, lambda value: setattr(cudnn, "deterministic", value)),
         (_start_method, lambda name: multiprocessing.set_start_method(name, force=True)),
@@ -178,6 +181,17 @@ def _deterministic() -> tuple[bool, bool]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
+
+
+def _put_default_device(device: torch.device) -> None:
+    """Set the device of new tensors.
+
+    The CPU is what None stands for. Named, it would be a mode, which each later call of torch
+    had to pass through.
+    """
+    import torch
+
+    torch.set_default_device(None if device.type == "cpu" else device)
 
 
 def _start_method() -> str | None:

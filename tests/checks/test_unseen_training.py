@@ -128,11 +128,15 @@ def test_other_children_hide_nothing(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["trains: the test body never called backward"])
 
 
-def test_gradients_that_are_asked_for_by_hand(pytester: pytest.Pytester) -> None:
+@pytest.mark.parametrize("device", ["None", "torch.device('cpu')"])
+def test_gradients_that_are_asked_for_by_hand(pytester: pytest.Pytester, device: str) -> None:
+    """Also below a mode that each call of torch passes through, as a default device is one."""
     run(
         pytester,
         "@trains\ndef test_it(model):\n"
-        "    torch.autograd.grad(model(torch.ones(2, 4)).sum(), list(model.parameters()))\n",
+        f"    torch.set_default_device({device})\n"
+        "    torch.autograd.grad(model(torch.ones(2, 4)).sum(), list(model.parameters()))\n"
+        "    torch.set_default_device(None)\n",
     ).stdout.fnmatch_lines(
         [
             (

@@ -312,6 +312,7 @@ ENDS = {
 COMPARES = """
 import logging, multiprocessing, os, shutil, signal, sys, warnings
 import torch
+from torch.overrides import _get_current_function_mode_stack
 import net
 
 
@@ -323,6 +324,7 @@ def state():
         multiprocessing.get_start_method(allow_none=True), torch.get_default_dtype(),
         torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
         torch.get_num_threads(), torch.get_default_device(), torch.backends.cudnn.benchmark,
+        _get_current_function_mode_stack(),
         {name: id(module) for name, module in sys.modules.items()},
     ]
 

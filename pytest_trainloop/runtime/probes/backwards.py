@@ -86,9 +86,16 @@ class _Backwards:
     def replace_grad(self, original: Callable[..., Any]) -> FunctionType:
         def grad(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
-            if self.observer.patches.active and not (self.running and self.is_inside()):
-                self.observer.run.gradient_calls += 1
-            return original(*args, **kwargs)
+            if not self.observer.patches.active or (self.running and self.is_inside()):
+                return original(*args, **kwargs)
+            self.observer.run.gradient_calls += 1
+            thread = get_ident()
+            # Under a torch function mode, such as a default device, `grad` calls itself anew.
+            self.running.add(thread)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.running.discard(thread)
 
         return cast("FunctionType", grad)
 
