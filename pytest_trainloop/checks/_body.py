@@ -15,7 +15,6 @@ import pytest
 
 from pytest_trainloop.checks._fixtures import set_up_again
 from pytest_trainloop.runtime.accumulation import Accumulation
-from pytest_trainloop.runtime.deadline import Deadline
 from pytest_trainloop.runtime.drive import Interruption, Stopped
 
 #: pytest leaves our frames out of a traceback of the user's code.
@@ -25,6 +24,7 @@ _PATIENCE_S = 60.0
 
 if TYPE_CHECKING:
     from pytest_trainloop.checks._fixtures import SharedFixtures
+    from pytest_trainloop.runtime.deadline import Deadline
     from pytest_trainloop.runtime.observe import Listener
     from pytest_trainloop.runtime.record import Run
 
@@ -68,10 +68,10 @@ class Body:
         shared: SharedFixtures,
         *,
         used: bool,
-        timeout: float | None = None,
+        deadline: Deadline,
     ) -> None:
         self.item = item
-        self._deadline = Deadline(timeout)
+        self._deadline = deadline
         self.seed = seed
         #: The record of the first run, which is the one that rules are applied to.
         self.first: Run | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_trainloop.checks._body import Body
     from pytest_trainloop.checks._check import Check
     from pytest_trainloop.rules import Observation
+    from pytest_trainloop.runtime.broken_off import BrokenOffError
     from pytest_trainloop.runtime.tiny import Tiny
 
     _End = Verdict | PromiseBrokenError | CannotJudgeError
@@ -43,6 +45,7 @@ def run_checks(item: pytest.Function, names: list[str], seed: int) -> None:
     __tracebackhide__ = True
     from pytest_trainloop.checks._body import Body
     from pytest_trainloop.checks._fixtures import SharedFixtures
+    from pytest_trainloop.runtime.deadline import Deadline
     from pytest_trainloop.runtime.seed import seeded
 
     checks = [_check_of(item, name) for name in names]
@@ -54,7 +57,8 @@ def run_checks(item: pytest.Function, names: list[str], seed: int) -> None:
         shared = SharedFixtures(item)
         for number, check in enumerate(checks):
             timeout = check.timeout or mark.timeout
-            _run_check(item, check, Body(item, seed, shared, used=number > 0, timeout=timeout))
+            deadline = Deadline(timeout, partial(_give_up, item, check.name))
+            _run_check(item, check, Body(item, seed, shared, used=number > 0, deadline=deadline))
 
 
 def _run_check(item: pytest.Function, check: Check, body: Body) -> None:
@@ -92,10 +96,21 @@ def _end_of(check: Check, body: Body) -> _End:
     except (PromiseBrokenError, CannotJudgeError) as no_verdict:
         return no_verdict
     except BrokenOffError as broken:
-        evidence = broken.trace.splitlines()
-        return PromiseBrokenError(
-            str(broken), *evidence, advice=broken.advice, said_at=broken.where
-        )
+        return _told_by(broken)
+
+
+def _told_by(broken: BrokenOffError) -> PromiseBrokenError:
+    evidence = broken.trace.splitlines()
+    return PromiseBrokenError(str(broken), *evidence, advice=broken.advice, said_at=broken.where)
+
+
+def _give_up(item: pytest.Function, name: str, broken: BrokenOffError) -> None:
+    """End the session with the verdict on a body that nothing can end."""
+    from pytest_trainloop.checks._giving_up import end_session
+
+    ended = _told_by(broken)
+    leave(item, _broken(name, ended))
+    end_session(item, _text(item, name, ended.cause, ended.lines()))
 
 
 def _explained(item: pytest.Function, body: Body, ended: _End) -> tuple[list[Observation], _End]:
@@ -115,8 +130,14 @@ def _verdict_of(check: Check, ended: _End, body: Body) -> dict[str, object]:
     run = {} if body.first is None else {"run": facts_of(body.first)}
     if isinstance(ended, Verdict):
         return _verdict(check.name, "passed", ended.summary, facts=ended.facts, **run)
+    return _broken(check.name, ended, **run)
+
+
+def _broken(
+    check: str, ended: PromiseBrokenError | CannotJudgeError, **more: object
+) -> dict[str, object]:
     return _verdict(
-        check.name,
+        check,
         CANNOT_JUDGE if isinstance(ended, CannotJudgeError) else "failed",
         ended.cause,
         cause=ended.cause,
@@ -124,7 +145,7 @@ def _verdict_of(check: Check, ended: _End, body: Body) -> dict[str, object]:
         where=ended.where or None,
         advice=ended.advice or None,
         evidence=ended.evidence,
-        **run,
+        **more,
     )
 
 
@@ -200,16 +221,16 @@ def run_marked(item: pytest.Function, seed: int) -> bool | None:
     from pytest_trainloop.runtime.guard import Guard
     from pytest_trainloop.runtime.watch import watch
 
-    guard = Guard(Deadline(_watch_mark(item).timeout))
+    guard = Guard(Deadline(_watch_mark(item).timeout, partial(_give_up, item, "watch")))
     try:
         with watch(guard) as run, guard.kept():
             called = run_seeded(item, seed)
     except BrokenOffError as broken:
-        ended = PromiseBrokenError(str(broken), *broken.trace.splitlines(), advice=broken.advice)
+        ended = _told_by(broken)
     else:
         judge(item, run, marked=True)
         return called
-    leave(item, _verdict("watch", "failed", ended.cause, cause=ended.cause, advice=ended.advice))
+    leave(item, _broken("watch", ended))
     _end(Failed(_text(item, "watch", ended.cause, ended.lines()), pytrace=False))
 
 

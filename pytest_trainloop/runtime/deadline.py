@@ -1,7 +1,8 @@
 """Give a body of code only so many seconds, and say where it was when they were over.
 
 With an alarm of the system, which also wakes a body that sleeps or waits for a lock. An alarm
-that somebody else had set (pytest-timeout does) still comes at its own time.
+that somebody else had set (pytest-timeout does) still comes at its own time. A body that waits
+in C code, or that catches whatever is raised in it, can only be given up.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 from pytest_trainloop.runtime.broken_off import BrokenOffError
 from pytest_trainloop.runtime.place import place_of, readable
 
-#: Seconds between two attempts to end a body that catches everything.
-_AGAIN = 1.0
+#: Seconds between two attempts to end a body that catches everything, and of all of them.
+_AGAIN, _GRACE = 1.0, 20.0
 
 
 class _TimeIsOver(BaseException):
@@ -33,10 +34,15 @@ class Deadline:
 
     Args:
         seconds: greater than 0.
+        give_up: called in a thread of its own, while a block still runs that nothing could end
+            for 20 s more. It gets what there is to say.
     """
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(
+        self, seconds: float | None, give_up: Callable[[BrokenOffError], object] | None = None
+    ) -> None:
         self._given = seconds
+        self._give_up = give_up
         self._left = math.inf if seconds is None else seconds
         self._where = ""
         self._over = False
@@ -53,9 +59,10 @@ class Deadline:
             yield
             return
         begin = time.monotonic()
+        seconds = max(self._left, 0.001)
         waiting = _alarm if _can_use_alarm() else _watchdog
         try:
-            with waiting(max(self._left, 0.001), self._expire):
+            with self._given_up(seconds + _GRACE, progress), waiting(seconds, self._expire):
                 yield
         except _TimeIsOver:
             # Told below, as also where the body has caught it.
@@ -64,13 +71,45 @@ class Deadline:
             self._left -= time.monotonic() - begin
         if self._over:
             raise BrokenOffError(
-                f"the body had not ended after {self._given:g} s: it was at"
-                f" {self._where or 'a place that is not known'}",
+                f"the body had not ended after {self._given:g} s: it was at {self._place()}",
                 advice="look for what it waits for there; a body that is only slow takes a longer"
                 " `timeout`, or less data",
                 trace=progress(),
                 where=self._where,
             )
+
+    @contextmanager
+    def _given_up(self, seconds: float, progress: Callable[[], str]) -> Iterator[None]:
+        """Wait beside the block for the time when no attempt has ended it."""
+        if self._give_up is None:
+            yield
+            return
+        me, give_up = threading.get_ident(), self._give_up
+
+        def last_resort() -> None:
+            self._expire(sys._current_frames().get(me))
+            give_up(
+                BrokenOffError(
+                    f"the body had not ended after {self._given:g} s, and could not be"
+                    f" interrupted: it was at {self._place()}",
+                    advice='look for what it waits for there; `isolate="process"` ends such a'
+                    " body without the session",
+                    trace=progress(),
+                    where=self._where,
+                )
+            )
+
+        timer = threading.Timer(seconds, last_resort)
+        timer.daemon, timer.name = True, "trainloop-last-resort"
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def _place(self) -> str:
+        return self._where or "a place that is not known"
 
     def _expire(self, frame: FrameType | None) -> None:
         self._where = self._where or readable(place_of(frame))

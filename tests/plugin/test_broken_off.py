@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -101,6 +102,71 @@ def test_a_body_that_hangs_is_ended_and_told_where_it_was(
     assert verdict(pytester, body, timeout=1.5) == (
         f"trains: the body had not ended after 1.5 s: it was at test_it.py:{line}"
     )
+
+
+NEVER_ENDS = {
+    "waits in C": "mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)",
+    "catches everything": (
+        "while True:\n        try: time.sleep(60)  # here\n        except BaseException: pass"
+    ),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("body", NEVER_ENDS.values(), ids=NEVER_ENDS)
+def test_a_body_that_nothing_can_end_ends_the_session_with_all_reports(
+    pytester: pytest.Pytester, body: str, workers: int
+) -> None:
+    pytester.makeconftest("from pytest_trainloop.runtime import deadline\ndeadline._GRACE = 2\n")
+    code = (
+        f"{LOOP}\n"
+        "import ctypes\n"
+        "lock = ctypes.CDLL(None).pthread_mutex_lock\n"
+        "@trains\n"
+        "def test_before(): train()\n"
+        "@pytest.mark.trainloop(timeout=0.5)\n"
+        f"def test_hangs(tmp_path):\n    print('said before')\n    {body}\n"
+        "@trains\n"
+        "def test_after(): train()\n"
+    ).lstrip()
+    pytester.makepyfile(test_it=code)
+    result = pytester.runpytest_subprocess(
+        *("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:rerunfailures"),
+        *("-n", str(workers), "--junitxml=junit.xml", "--trainloop-json=facts.json"),
+        timeout=60,
+    )
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    lines = code.split("\n")
+    line = next(n for n, text in enumerate(lines, 1) if "# here" in text or "lock(mutex)" in text)
+    cause = (
+        "the body had not ended after 0.5 s, and could not be interrupted: it was at"
+        f" test_it.py:{line}"
+    )
+    result.stdout.fnmatch_lines(
+        [
+            f"watch: {cause}",
+            "  it had begun 0 training steps by then",
+            (
+                '  What to do: look for what it waits for there; `isolate="process"` ends such a'
+                " body without the session"
+            ),
+            "  To reproduce: pytest -p trainloop 'test_it.py::test_hangs'",
+            "*Captured stdout call*",
+            "said before",
+        ]
+    )
+    result.stdout.fnmatch_lines([f"watch failed  test_it.py::test_hangs  {cause}"])
+    result.stdout.fnmatch_lines(["trains passed  test_it.py::test_before  *"])
+    if workers == 0:
+        result.stdout.fnmatch_lines(
+            ["!*! test_it.py::test_hangs could not be interrupted; 1 test had not run yet !*!"]
+        )
+    else:
+        result.stdout.fnmatch_lines(["trains passed  test_it.py::test_after  *"])
+    told = json.loads(Path("facts.json").read_text(encoding="utf-8"))
+    outcomes = {test["test"].partition("::")[2]: test["outcome"] for test in told["tests"]}
+    assert (outcomes["test_before"], outcomes["test_hangs"]) == ("passed", "failed")
+    assert cause in Path("junit.xml").read_text(encoding="utf-8")
 
 
 def test_how_far_it_had_come_is_evidence(pytester: pytest.Pytester) -> None:
