@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pytest_trainloop.source.activations import layers_of
 from pytest_trainloop.source.definitions import ClassFacts
+from pytest_trainloop.source.imports import canonical
 from pytest_trainloop.source.roles import identity
 from pytest_trainloop.source.values import Class, Collection, Instance, Result, Value, options
 
@@ -55,12 +56,22 @@ def _learns(definition: ClassFacts) -> bool:
         if id(current) in seen or len(seen) >= _MOST_CLASSES:
             continue
         seen.add(id(current))
+        if _is_built_on_a_layer(current):
+            return True
         for name in _constructor_names(current):
             if _LEARNING_NAME.match(name):
                 return True
             if name[0].isupper():
                 queue.extend(_modules_called(current, name))
     return False
+
+
+def _is_built_on_a_layer(definition: ClassFacts) -> bool:
+    """Whether a class is a layer of torch's that learns, with something added."""
+    return any(
+        isinstance(base, str) and _STATEFUL.match(canonical(base)) is not None
+        for base in definition.ancestors()
+    )
 
 
 #: How many classes are asked, from one to those that it is built from, whether they learn.

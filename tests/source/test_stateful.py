@@ -19,6 +19,15 @@ class Learns(nn.Module):
 class Inherits(Learns):
     pass
 
+class Clamped(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).clamp(0)
+
+class Holds(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.inner = Clamped(n, n)
+
 class Shifts(nn.Module):
     def __init__(self, by):
         super().__init__()
@@ -41,6 +50,8 @@ def state_of(expression: str) -> bool:
         "nn.Sequential(nn.ReLU(), nn.Linear(2, 2))",
         "Learns()",
         "Inherits()",
+        "Clamped(2, 2)",
+        "Holds(2)",
     ],
 )
 def test_parameters_buffers_and_modes_are_state(expression: str) -> None:

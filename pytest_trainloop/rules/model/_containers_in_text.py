@@ -27,6 +27,10 @@ _ADDED = re.compile(
 _NAMED = re.compile(
     r"\s*(?P<owner>self\.)(?P<into>\w+)(?:\.append\(| \+= \[)(?P<one>[a-z_]\w*)[\])]"
 )
+#: A list of layers that is added to an attribute.
+_LISTED = re.compile(
+    r"\s*(?P<owner>self\.)(?P<into>\w+)(?:\.extend\(\s*| \+= )[\[(](?=\s*(?:\w+\.)*[A-Z]\w*\()"
+)
 #: A call or a method by which a class accounts for its modules itself.
 _OWN_WAYS = (
     *("add_module", "register_module", "setattr", "__setattr__", "_modules"),
@@ -46,16 +50,24 @@ def containers(text: str) -> Iterator[int]:
     for opened in _OPENED.finditer(text):
         start = text.rfind("\n", 0, opened.start()) + 1
         kept = _KEPT.match(text, start)
-        if _may_hide(text, kept) if kept else _is_named_module(text, start):
+        if _may_hide(text, kept) if kept else _adds_modules(text, start):
             yield opened.start()
     for at in places(text, ".append(", ".extend(", ".insert("):
         start = text.rfind("\n", 0, at) + 1
         added = _ADDED.match(text, start)
         if added is None:
-            if _is_named_module(text, start):
+            if _adds_modules(text, start):
                 yield at
         elif _is_passed_on(text, added) and not _is_registered(text, added):
             yield at
+
+
+def _adds_modules(text: str, line: int) -> bool:
+    """Whether a line adds layers, in a list or by name, to what does not register them."""
+    listed = _LISTED.match(text, line)
+    if listed is None:
+        return _is_named_module(text, line)
+    return not _answers_for_itself(text, line) and not _is_registered(text, listed)
 
 
 def _is_named_module(text: str, line: int) -> bool:

@@ -43,6 +43,10 @@ _READING = re.compile(
 )
 _ADDING = frozenset({"append", "insert", "extend", "setdefault", "update"})
 _LISTS = frozenset({"list", "tuple", "listcomp"})
+#: Modules without layers of their own, that are given some after they were made.
+_FILLED = frozenset(
+    {"torch.nn.Module", "torch.nn.Sequential", "torch.nn.ModuleList", "torch.nn.ModuleDict"}
+)
 
 
 class UnregisteredModules(Rule):
@@ -64,7 +68,7 @@ class UnregisteredModules(Rule):
     """
 
     since = "0.1"
-    triggers = ("append(|= [|= {|=[|={|= (|= dict(", "Module", "nn.")
+    triggers = ("append(|= [|= {|=[|={|= (|= dict(", "Module|super(", "nn.")
     sources = (
         "https://pytorch.org/docs/stable/generated/torch.nn.ModuleList.html",
         "https://github.com/pytorch/pytorch/issues/59925",
@@ -242,6 +246,64 @@ class UnregisteredModules(Rule):
                     self.layers = [copy.deepcopy(layer) for _ in range(depth)]  # error
                     last = nn.Linear(n, 1)
                     self.layers += [last]
+            """,
+        ),
+        Bad(
+            "lists of layers that are added to lists",
+            """
+            class Net(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    self.first = []  # error
+                    self.first.extend(
+                        [nn.Linear(n, n) for _ in range(depth)]
+                    )
+                    self.last = []  # error
+                    self.last += [nn.Linear(n, n), nn.ReLU()]
+                    self.last += [nn.Linear(n, 1)]
+            """,
+        ),
+        Bad(
+            "blocks that are filled before they are kept",
+            """
+            class Net(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    self.blocks = []  # error
+                    self.stages = []  # error
+                    for _ in range(depth):
+                        layers = []
+                        layers.extend([nn.Linear(n, n), nn.ReLU()])
+                        self.blocks.append(nn.Sequential(*layers))
+                        stage = nn.Module()
+                        stage.up = nn.Linear(n, n)
+                        self.stages.append(stage)
+            """,
+        ),
+        Good(
+            "blocks that are filled with what learns nothing",
+            """
+            class Net(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    self.fc = nn.Linear(n, n)
+                    self.blocks = []
+                    for _ in range(depth):
+                        layers = []
+                        layers.extend([nn.Flatten(), nn.ReLU()])
+                        self.blocks.append(nn.Sequential(*layers))
+            """,
+        ),
+        Good(
+            "lists of layers that are added to what registers them",
+            """
+            class Net(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    self.first = nn.ModuleList()
+                    self.first.extend([nn.Linear(n, n) for _ in range(depth)])
+                    self.last = nn.ModuleList()
+                    self.last += [nn.Linear(n, n), nn.ReLU()]
             """,
         ),
         Good(
@@ -425,7 +487,7 @@ def _first_hidden(trace: Trace, store: Store) -> Value | None:
     if len(collection.items) == 1 and collection.kind in ("list", "tuple", "dict") and not put:
         return None
     items = [*_flattened(collection), *put]
-    hidden = [item for item in items if has_state(item)]
+    hidden = [item for item in items if has_state(item) or _is_filled(trace, item)]
     if not hidden or _is_passed_on(trace, collection):
         return None
     if any(_is_kept(trace, store, item) or _is_frozen(item) for item in hidden):
@@ -442,7 +504,25 @@ def _flattened(collection: Collection) -> Iterator[Value]:
             yield item
 
 
-def _put_into(trace: Trace, collection: Collection) -> Iterator[Value]:
+def _is_filled(trace: Trace, item: Value) -> bool:
+    """Whether the item is a container of torch's, or a bare module, that is given layers."""
+    made = identity(item)
+    if not isinstance(made, Result) or made.call.qualified not in _FILLED:
+        return False
+    given = [part.base for part in made.call.args if isinstance(part, Element)]
+    inside = [value for filled in (made, *given) for value in _put_into(trace, filled)]
+    inside += [store.value for store in trace.stores if _is_named_part(store, made)]
+    return any(
+        has_state(value) or any(map(has_state, _put_into(trace, identity(value))))
+        for value in inside
+    )
+
+
+def _is_named_part(store: Store, module: Value) -> bool:
+    return store.kind == "attribute" and store.owner is not None and same(store.owner, module)
+
+
+def _put_into(trace: Trace, collection: Value) -> Iterator[Value]:
     """What is appended to a list, or stored under a key, after it was made."""
     for call in trace.calls:
         if call.method in _ADDING and call.receiver is not None and same(call.receiver, collection):
@@ -457,7 +537,7 @@ def _put_into(trace: Trace, collection: Collection) -> Iterator[Value]:
             yield from _flattened(inner) if isinstance(inner, Collection) else ()
 
 
-def _grows(total: Value | None, collection: Collection) -> bool:
+def _grows(total: Value | None, collection: Value) -> bool:
     """Whether `layers += [...]` adds to the list, the first time or again."""
     while isinstance(total, Operation) and total.operator == "+":
         total = total.operands[0]
