@@ -65,7 +65,9 @@ def may_switch(call: Call) -> bool:
     """Whether the call may put a model into another mode."""
     if call.method in ("eval", "train") and call.receiver is not None and not call.qualified:
         return not call.followed
-    return bool(_SWITCHING.search(call.method)) and not call.followed
+    # `torch.inference_mode` is one of gradients.
+    is_torch = call.qualified.startswith("torch.")
+    return bool(_SWITCHING.search(call.method)) and not call.followed and not is_torch
 
 
 _SWITCHING = re.compile(
@@ -100,6 +102,7 @@ _LOOKING = frozenset(
     | {"buffers", "zero_grad", "requires_grad_", "to", "cuda", "cpu", "half", "float", "double"}
     | {"apply", "named_modules", "named_children", "named_buffers", "get_submodule"}
     | {"no_sync", "backward", "step", "register_comm_hook", "save_pretrained"}
+    | {"accumulate", "unwrap_model", "get_state_dict", "get_last_lr"}
 )
 
 
