@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from pytest_trainloop.source.frames import Branch, Inside, loops_of
 from pytest_trainloop.source.resuming import goes_on, is_loaded
-from pytest_trainloop.source.roles import is_accelerator, is_fabric, is_model, is_optimizer
+from pytest_trainloop.source.roles import (
+    is_accelerator,
+    is_fabric,
+    is_model,
+    is_optimizer,
+    is_scaler,
+    is_scheduler,
+)
 from pytest_trainloop.source.values import (
     Collection,
     Constant,
@@ -105,14 +112,21 @@ class Checkpoints:
         return tuple(call for trace in self.traces for call in trace.calls)
 
     @cached_property
+    def readings_of_saves(self) -> tuple[Save, ...]:
+        """The checkpoints that hold weights, as often as their place was read."""
+        contents = ((call, _saved(call)) for call in self.calls)
+        return tuple(
+            Save(call, content)
+            for call, content in contents
+            if content is not None and any(map(_is_weights, origins(content)))
+        )
+
+    @cached_property
     def saves(self) -> tuple[Save, ...]:
         """The checkpoints that hold weights, each place of the text once."""
         found: dict[int, Save] = {}
-        for call in self.calls:
-            content = _saved(call)
-            if content is not None and any(map(_is_weights, origins(content))):
-                save = Save(call, content)
-                found.setdefault(id(save.told_at.node), save)
+        for save in self.readings_of_saves:
+            found.setdefault(id(save.told_at.node), save)
         return tuple(found.values())
 
     def saves_during(self, training: TrainingLoop) -> tuple[Save, ...]:
@@ -144,9 +158,25 @@ class Checkpoints:
         found: dict[int, Resume] = {}
         for load in self.loads:
             for training in self.training:
-                if id(load.node) not in found and goes_on(load, training):
+                if id(load.node) in found:
+                    break
+                if goes_on(load, training) or self._brings_back_more(load, training):
                     found[id(load.node)] = Resume(load, training)
         return tuple(found.values())
+
+    def _brings_back_more(self, load: Call, training: TrainingLoop) -> bool:
+        """Whether the schedule or the loss scale comes back with the weights, for this training.
+
+        Nobody needs them for weights to begin with.
+        """
+        if not _is_for(load, training):
+            return False
+        files = _files_of(load)
+        return any(
+            _is_run_state(call.receiver) and not files.isdisjoint(_files_of(call))
+            for call in self.calls
+            if call.method == "load_state_dict" and call.receiver is not None
+        )
 
     def restoring(self, role: Role) -> tuple[Call, ...]:
         """The calls that give such a thing a state that was loaded."""
@@ -196,6 +226,41 @@ class Checkpoints:
     def is_opaque(self, role: Role) -> bool:
         """Whether code out of sight may save or restore it."""
         return any(_is_wholesale(call, role) for call in self.calls)
+
+
+def _is_run_state(value: Value) -> bool:
+    """Whether a thing that is given a state is a scheduler or a loss scaler."""
+    return is_scheduler(value) or is_scaler(value)
+
+
+def _files_of(load: Call) -> set[int]:
+    """The calls that read what `load_state_dict` is given, by the place in the text."""
+    return {
+        id(value.call.node)
+        for given in load.args[:1]
+        for value in origins(given)
+        if isinstance(value, Result) and is_loaded(value)
+    }
+
+
+def _is_for(load: Call, training: TrainingLoop) -> bool:
+    """Whether the load is of the training's run, and before it, or a method beside it."""
+    around = loops_of(training.context)
+    if any(loop in around for loop in loops_of(load.context)):
+        return False
+    if any(call is load for call in training.trace.calls):
+        return all(load.index < step.call.index for step in training.steps)
+    owners = _owners(training.steps[0].call) if training.steps else set()
+    return not owners.isdisjoint(_owners(load))
+
+
+def _owners(call: Call) -> set[int]:
+    """The classes whose methods a call is made in."""
+    return {
+        id(frame.function.owner)
+        for frame in call.context
+        if isinstance(frame, Inside) and frame.function.owner is not None
+    }
 
 
 def _outermost(call: Call, handed: tuple[Value, ...]) -> Call:

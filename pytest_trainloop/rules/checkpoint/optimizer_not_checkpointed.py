@@ -33,9 +33,10 @@ class OptimizerNotCheckpointed(Rule):
     and a new optimizer is a valid one.
 
     Limits: the rule speaks only where the code resumes: it goes on counting epochs or
-    steps where the checkpoint left off, or says "resume". Weights that are saved to be
-    used, and weights that are loaded to begin something new, are left alone; so is plain
-    SGD without momentum, which has no state.
+    steps where the checkpoint left off, restores the learning-rate scheduler or the loss
+    scale from it, or says "resume". Weights that are saved to be used, and weights that
+    are loaded to begin something new, are left alone; so is plain SGD without momentum,
+    which has no state.
     """
 
     since = "0.1"
@@ -174,6 +175,74 @@ class OptimizerNotCheckpointed(Rule):
                             torch.nn.functional.mse_loss(self.model(x), y).backward()
                             self.optimizer.step()
                         self.save(epoch)
+            """,
+        ),
+        Bad(
+            "the schedule comes back, the optimizer does not",
+            """
+            import torch
+
+            class Trainer:
+                def __init__(self, model, loader):
+                    self.model = model
+                    self.loader = loader
+                    self.optimizer = torch.optim.Adam(model.parameters())
+                    self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 10)
+
+                def load_model(self, path):
+                    checkpoint = torch.load(path)
+                    self.model.load_state_dict(checkpoint["model"], strict=False)  # error
+                    self.scheduler.load_state_dict(checkpoint["scheduler"])
+
+                def train(self, epochs):
+                    for epoch in range(epochs):
+                        for x, y in self.loader:
+                            self.optimizer.zero_grad()
+                            torch.nn.functional.mse_loss(self.model(x), y).backward()
+                            self.optimizer.step()
+                        self.scheduler.step()
+            """,
+        ),
+        Good(
+            "the schedule comes from another file than the weights",
+            """
+            import torch
+
+            def fine_tune(model, loader, epochs, pretrained, schedule):
+                model.load_state_dict(torch.load(pretrained))
+                optimizer = torch.optim.Adam(model.parameters())
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+                scheduler.load_state_dict(torch.load(schedule))
+                for epoch in range(epochs):
+                    for x, y in loader:
+                        optimizer.zero_grad()
+                        torch.nn.functional.mse_loss(model(x), y).backward()
+                        optimizer.step()
+                    scheduler.step()
+            """,
+        ),
+        Good(
+            "weights and schedule for the training of another class",
+            """
+            import torch
+
+            class Trainer:
+                def __init__(self, model, loader):
+                    self.model = model
+                    self.loader = loader
+                    self.optimizer = torch.optim.Adam(model.parameters())
+
+                def train(self):
+                    for x, y in self.loader:
+                        self.optimizer.zero_grad()
+                        torch.nn.functional.mse_loss(self.model(x), y).backward()
+                        self.optimizer.step()
+
+            class Store:
+                def load(self, model, scheduler, path):
+                    checkpoint = torch.load(path)
+                    model.load_state_dict(checkpoint["model"])
+                    scheduler.load_state_dict(checkpoint["scheduler"])
             """,
         ),
         Good(

@@ -151,6 +151,41 @@ class ResumeEpochOffByOne(Rule):
                         self.save(epoch)
             """,
         ),
+        Bad(
+            "the same function for one process and for several",
+            """
+            import torch
+            import torch.multiprocessing as mp
+
+            def save_checkpoint(state, filename="checkpoint.pt"):
+                torch.save(state, filename)
+
+            def main_worker(gpu, args):
+                model = torch.nn.Linear(4, 2).cuda(gpu)
+                optimizer = torch.optim.Adam(model.parameters())
+                if args.resume:
+                    checkpoint = torch.load(args.resume)
+                    args.start_epoch = checkpoint["epoch"]
+                    model.load_state_dict(checkpoint["model"])
+                    optimizer.load_state_dict(checkpoint["optimizer"])
+                for epoch in range(args.start_epoch, args.epochs):  # error
+                    for x, y in args.loader:
+                        optimizer.zero_grad()
+                        torch.nn.functional.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    save_checkpoint({
+                        "epoch": epoch,
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    })
+
+            def main(args):
+                if args.distributed:
+                    mp.spawn(main_worker, nprocs=2, args=(args,))
+                else:
+                    main_worker(0, args)
+            """,
+        ),
         Good(
             "one is added after loading",
             """
@@ -274,7 +309,7 @@ class ResumeEpochOffByOne(Rule):
 
     def _of_loop(self, file: FileFacts, training: TrainingLoop, loop: Loop) -> Iterator[Finding]:
         for key, added_on_load in _keys(loop):
-            for save in file.checkpoints.saves:
+            for save in file.checkpoints.readings_of_saves:
                 added_on_save = _added(save, key, training, loop)
                 if added_on_save is not None and added_on_load + added_on_save != 1:
                     yield self._report(loop, save, key, added_on_load + added_on_save)
