@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pytest_trainloop.checks._check import Check, Fails, Marker, Passes, Unjudged
 from pytest_trainloop.checks._compare import differing, first_difference_of_runs
 from pytest_trainloop.checks._nothing import refuse_nothing
 from pytest_trainloop.checks._options import OptionError
-from pytest_trainloop.checks._verdict import PromiseBrokenError, Verdict
+from pytest_trainloop.checks._verdict import Cause, PromiseBrokenError, Verdict
 from pytest_trainloop.rules._naming import listed
 from pytest_trainloop.runtime.drive import StopAfter
 from pytest_trainloop.runtime.fingerprint import RunPrint, TakeFingerprints
@@ -217,55 +217,57 @@ def _compare(first: RunPrint, other: RunPrint) -> None:
             f"the number of steps is not the same: {difference.message}",
             advice=difference.advice,
         )
-    raise _explained(index, other.steps[index], first.steps[index], difference.what)
+    ours, theirs = other.steps[index], first.steps[index]
+    cause = _explained(index, ours, theirs, difference.what)
+    raise PromiseBrokenError.by(replace(cause, where=ours.where))
 
 
-def _explained(index: int, ours: StepPrint, theirs: StepPrint, what: str) -> PromiseBrokenError:
+def _explained(index: int, ours: StepPrint, theirs: StepPrint, what: str) -> Cause:
     """The first difference, and which of the reasons for a run not to repeat it speaks for."""
     step = index + 1
     if what == "weights":
         return _weights(step, differing(ours.weights, theirs.weights))
     if what == "batch":
-        return PromiseBrokenError(
+        return Cause(
             f"the data order is not the same at step {step}: another batch was delivered",
             advice="seed what orders the data: give the `DataLoader` or its sampler a generator,"
             " `torch.Generator().manual_seed(seed)`, or leave it to the global one",
         )
     if what == "RNG state":
-        return PromiseBrokenError(
+        return Cause(
             f"the random numbers are not the same at step {step}: something draws from a global"
             " generator more often in one run than in the other",
             advice="look for what draws depending on time, threads or what is cached",
         )
     if what == "loss" and ours.loss == theirs.loss:
         gradients = listed(differing(ours.gradients, theirs.gradients))
-        return PromiseBrokenError(
+        return Cause(
             f"the gradients are not the same at step {step}, with the same loss: {gradients}",
             advice="an operator's backward is not deterministic:"
             " `torch.use_deterministic_algorithms(True)` names it",
         )
     if what == "loss":
-        return PromiseBrokenError(
+        return Cause(
             f"the loss is not the same at step {step}, with the same weights, data and random"
             " numbers",
-            f"{ours.loss!r} instead of {theirs.loss!r}",
             advice="look for a generator of its own that is not seeded, for time, and for an"
             " operator that is not deterministic: `torch.use_deterministic_algorithms(True)`",
+            evidence=(f"{ours.loss!r} instead of {theirs.loss!r}",),
         )
-    return PromiseBrokenError(
+    return Cause(
         f"the {what} is not the same at step {step}",
         advice="look for what sets it depending on time, chance or an earlier run",
     )
 
 
-def _weights(step: int, names: list[str]) -> PromiseBrokenError:
+def _weights(step: int, names: list[str]) -> Cause:
     if step == 1:
-        return PromiseBrokenError(
+        return Cause(
             f"the weights are not the same before step 1: other values in {listed(names)}",
             advice="build the model inside the test or a fixture of it, and initialise it from"
             " generators that are seeded",
         )
-    return PromiseBrokenError(
+    return Cause(
         f"the weights are not the same after step {step - 1}: other values in {listed(names)}",
         advice="the update itself is not deterministic, or something else writes to them",
     )

@@ -213,6 +213,7 @@ def _compare(pair: _Pair) -> Verdict:
                 f"{difference.what} not the same at step {theirs.number}: {difference.message}",
                 told,
                 advice=_advice(difference),
+                where=ours.where,
             )
     left = len(whole.steps) - start
     if len(resumed.steps) != left and not pair.capped:
@@ -221,6 +222,7 @@ def _compare(pair: _Pair) -> Verdict:
             told,
             advice="save the number of steps made (or the epoch and the position in it) and go on"
             " from there",
+            where=resumed.steps[-1].where,
         )
     facts: dict[str, object] = {"resumed_from": here, "interrupted_after": stopped}
     facts["steps"] = whole.made
@@ -256,6 +258,7 @@ def _resumed_from(pair: _Pair) -> int:
             f" {distance:.3g}",
             f"interrupted after step {stopped}",
             advice="save and load all weights, in the precision they are trained in",
+            where=first.where,
         )
     index = max(reached or matches)
     if not pair.capped and 0 in matches and len(resumed.steps) >= len(whole.steps):
@@ -267,18 +270,20 @@ def _resumed_from(pair: _Pair) -> int:
 
 
 def _refuse_start(whole: RunPrint, resumed: RunPrint, stopped: int) -> None:
-    evidence = f"interrupted after step {stopped} of {whole.made}"
+    evidence, where = f"interrupted after step {stopped} of {whole.made}", resumed.steps[0].where
     if len(resumed.steps) >= len(whole.steps):
         raise PromiseBrokenError(
             f"nothing was restored: it started over and made all {whole.made} steps again",
             evidence,
             advice="load the newest checkpoint of `checkpoint_dir` when there is one",
+            where=where,
         )
     raise PromiseBrokenError(
         "the weights were not restored: it went on with those the training began with",
         evidence,
         f"it made {resumed.made} of {whole.made} steps",
         advice="load the model's state dict before going on",
+        where=where,
     )
 
 

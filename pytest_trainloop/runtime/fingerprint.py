@@ -39,6 +39,8 @@ class StepPrint:
     #: The step's number among those of its optimizer, and that optimizer.
     number: int
     optimizer: str
+    #: `path:line` of the call in the user's code.
+    where: str
     #: Which pass over its data loader the latest batch for training was of.
     epoch: int
     loss: float | None
@@ -154,6 +156,7 @@ class TakeFingerprints(Listener):
         return StepPrint(
             number=step.number,
             optimizer=type(optimizer).__name__,
+            where=step.where,
             epoch=self._pass,
             loss=None,
             learning_rates=step.learning_rates,

@@ -13,6 +13,7 @@ from pytest_trainloop.checks._compare import closest_step, first_difference
 from pytest_trainloop.runtime.fingerprint import StepPrint
 
 STEP = StepPrint(
+    where="train.py:9",
     number=5,
     optimizer="AdamW",
     epoch=0,

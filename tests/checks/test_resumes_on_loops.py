@@ -131,6 +131,8 @@ def test_what_is_lost_is_named(pytester: pytest.Pytester, lost: str, cause: str)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
     result.assert_outcomes(failed=1)
     assert f"\nresumes: {cause}" in result.stdout.str()
+    step = 1 + LOOP.strip().split("\n").index("            scaler.step(optimizer)")
+    result.stdout.fnmatch_lines([f"  Where: *.py:{step}"])
 
 
 def test_a_loop_that_loses_nothing_passes(pytester: pytest.Pytester) -> None:

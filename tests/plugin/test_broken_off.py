@@ -350,13 +350,14 @@ def children() -> set[str]:
 def test_a_body_that_leaves_forks_or_starts_threads_gets_a_verdict(
     pytester: pytest.Pytester, body: str, cause: str
 ) -> None:
-    before = threading.active_count(), children()
+    threads, processes = set(threading.enumerate()), children()
     options = ("-W", "ignore::pytest.PytestUnhandledThreadExceptionWarning")
     line = verdict(pytester, body, *options)
     first = next(one for one in body.split("\n") if "train(3)" not in one or one in body)
     pattern = f"trains: {cause.format(line=line_of(first, body))}"
     assert line == pattern or line.startswith(pattern.removesuffix("*"))
-    assert (threading.active_count(), children()) == before
+    assert set(threading.enumerate()) <= threads
+    assert children() <= processes
 
 
 def test_a_child_that_ends_by_itself_is_no_problem(pytester: pytest.Pytester) -> None:
@@ -448,7 +449,6 @@ def process_state() -> list[Any]:
         list(sys.path),
         sys.modules["__main__"],
         threading.excepthook,
-        threading.active_count(),
         Path.cwd(),
         dict(os.environ) | {"PYTEST_CURRENT_TEST": ""},
     ]
@@ -463,7 +463,7 @@ def test_nothing_stays_replaced_and_no_random_number_is_missing(
     marker: str,
 ) -> None:
     pytester.makepyfile(inner=LOOP + "@trains\ndef test_inner(tiny_loader): train()")
-    before = process_state()
+    before, threads = process_state(), set(threading.enumerate())
     # A watched test has no step at which it is stopped.
     endless = "sleep" in body or ("10**9" in body and marker == "trainloop")
     seconds = 1 if endless else 30
@@ -480,6 +480,8 @@ def test_nothing_stays_replaced_and_no_random_number_is_missing(
     for (owner, name), original in replaced.items():
         assert vars(owner).get(name) is original, f"{owner}.{name}"
     assert process_state() == before
+    # Those of earlier tests may end meanwhile.
+    assert set(threading.enumerate()) <= threads
 
 
 LIGHTNING = """
