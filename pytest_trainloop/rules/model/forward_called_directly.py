@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
 from pytest_trainloop.source.facts import (
     Call,
+    Either,
     FileFacts,
     Frame,
     Inside,
     Instance,
+    Parameter,
     Result,
+    Returned,
+    Value,
     options,
+)
+
+#: What makes a module and nothing else.
+_MAKERS = re.compile(
+    r"torch\.nn\.|torchvision\.models\.|timm\.create_model$"
+    r"|transformers\.(?:\w+\.)*\w*(?:Model|For[A-Z])\w*\.from_(?:pretrained|config)$"
 )
 
 
@@ -27,7 +38,8 @@ class ForwardCalledDirectly(Rule):
     What torch does: nothing. `forward` is a method like any other.
 
     Limits: harmless as long as nobody hooks the module, so the rule speaks only when it is
-    selected. It reports modules whose class is in sight, and layers of torch.
+    selected. It reports modules whose class is in sight, layers of torch, models of
+    torchvision, timm and transformers, and what is annotated or wrapped as a module.
     """
 
     since = "0.1"
@@ -65,6 +77,40 @@ class ForwardCalledDirectly(Rule):
                     optimizer.zero_grad()
                     F.mse_loss(model(x), y).backward()
                     optimizer.step()
+            """,
+        ),
+        Bad(
+            "a pretrained model, one that is annotated, and one that is wrapped",
+            """
+            import torch
+            from torch import nn
+            from transformers import AutoModelForSequenceClassification
+
+            def train(head: nn.Module, build, loader, several):
+                model = AutoModelForSequenceClassification.from_pretrained("bert-base-cased")
+                critic = build()
+                if several:
+                    critic = nn.DataParallel(critic)
+                optimizer = torch.optim.Adam(model.parameters())
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    features = model.forward(x)  # error
+                    logits = head.forward(features)  # error
+                    (critic.forward(logits) - y).sum().backward()  # error
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "things with a forward that may be no modules",
+            """
+            import torch
+            from transformers import AutoTokenizer
+
+            def train(loader, pipeline, build):
+                reader = AutoTokenizer.from_pretrained("bert-base-cased")
+                model = build()
+                for x, y in loader:
+                    print(pipeline.forward(reader.forward(x)), model.forward(y))
             """,
         ),
         Good(
@@ -123,11 +169,28 @@ def _bypasses(call: Call) -> bool:
         return False
     if call.receiver_text == "self" or any(map(_stands_in_call, call.context)):
         return False
-    return all(
-        (isinstance(option, Instance) and option.definition.is_module)
-        or (isinstance(option, Result) and option.call.qualified.startswith("torch.nn."))
-        for option in options(call.receiver)
-    )
+    wrapped = {id(value) for value in _wrapped(call.receiver)}
+    return all(id(option) in wrapped or _is_module(option) for option in options(call.receiver))
+
+
+def _is_module(value: Value) -> bool:
+    """Whether the value surely is a module: by its class, its maker or its annotation."""
+    if isinstance(value, Instance):
+        return value.definition.is_module
+    if isinstance(value, Parameter):
+        return value.annotation == "torch.nn.Module"
+    return isinstance(value, Result) and _MAKERS.match(value.call.qualified) is not None
+
+
+def _wrapped(value: Value) -> Iterator[Value]:
+    """What torch's wrappers (`nn.DataParallel`, DDP) were given, which take modules only."""
+    if isinstance(value, Either):
+        for option in value.options:
+            yield from _wrapped(option)
+    while isinstance(value, Returned):
+        if value.call.qualified.startswith("torch.nn."):
+            yield from options(value.value)
+        value = value.value
 
 
 def _stands_in_call(frame: Frame) -> bool:
