@@ -8,6 +8,7 @@ from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Rule
 from pytest_trainloop.source.facts import (
     Backward,
     Call,
+    Either,
     FileFacts,
     FunctionFacts,
     Inside,
@@ -30,6 +31,9 @@ from pytest_trainloop.source.facts import (
     options,
     origins,
 )
+
+#: How many ways a value can have before more of them are dropped.
+MOST_WAYS = 8
 
 
 class BackwardBypassesAccelerator(Rule):
@@ -205,6 +209,65 @@ class BackwardBypassesAccelerator(Rule):
                     optimizer.zero_grad()
                     loss = F.cross_entropy(self.net(x), y)
                     self.manual_backward(loss)  # error
+                    optimizer.step()
+            """,
+        ),
+        Bad(
+            "prepared in each of two ways",
+            """
+            from accelerate import Accelerator
+            import torch
+            import torch.nn.functional as F
+
+            def main(model, text_encoder, loader, train_text_encoder):
+                accelerator = Accelerator(gradient_accumulation_steps=2)
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+                if train_text_encoder:
+                    model, text_encoder, optimizer = accelerator.prepare(
+                        model, text_encoder, optimizer
+                    )
+                else:
+                    model, optimizer = accelerator.prepare(model, optimizer)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(text_encoder(x)), y).backward()  # error
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "prepared in one of two ways only",
+            """
+            from accelerate import Accelerator
+            import torch
+            import torch.nn.functional as F
+
+            def main(model, loader, distributed):
+                accelerator = Accelerator(gradient_accumulation_steps=2)
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+                if distributed:
+                    model, optimizer = accelerator.prepare(model, optimizer)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Bad(
+            "past Fabric, set up one by one",
+            """
+            from lightning.fabric import Fabric
+            import torch
+            import torch.nn.functional as F
+
+            def main(model, loader, strategy):
+                fabric = Fabric(precision="16-mixed", strategy=strategy)
+                model = fabric.setup_module(model)
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+                optimizer = fabric.setup_optimizers(optimizer)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()  # error
                     optimizer.step()
             """,
         ),
@@ -390,16 +453,25 @@ def _uses_gradients_by_hand(loop: TrainingLoop, backward: Backward, step: Step) 
 def _prepared_by(step: Step) -> str | None:
     """`accelerator.backward` or `fabric.backward`, if the stepped optimizer was given to it."""
     for value in layers(step.optimizer):
-        if not isinstance(value, Returned):
-            continue
-        call = value.call
-        if call.method not in ("prepare", "setup") or call.receiver is None:
-            continue
-        if not all(isinstance(f, Inside) or f in step.call.context for f in call.context):
-            continue  # prepared on some ways only
-        if _matters(call.receiver):
+        call = _preparation(value)
+        # One in a branch of its own prepares on some ways only.
+        if call is not None and all(
+            isinstance(frame, Inside) or frame in step.call.context for frame in call.context
+        ):
             return f"{call.receiver_text}.backward"
+    ways = step.optimizer.options if isinstance(step.optimizer, Either) else ()
+    calls = [call for call in map(_preparation, ways) if call is not None]
+    if ways and len(calls) == len(ways) < MOST_WAYS:
+        return f"{calls[0].receiver_text}.backward"
     return None
+
+
+def _preparation(value: Value) -> Call | None:
+    """The call that prepared the value, if what it was prepared for needs its own backward."""
+    if not isinstance(value, Returned) or value.call.receiver is None:
+        return None
+    is_one = value.call.method in ("prepare", "setup", "setup_optimizers")
+    return value.call if is_one and _matters(value.call.receiver) else None
 
 
 def _matters(wrapper: Value) -> bool:
