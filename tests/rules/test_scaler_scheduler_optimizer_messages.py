@@ -135,6 +135,13 @@ TOLD = {
         ("`opt_g.step()` steps `opt_g`, but this update cleared `opt_d`, which nothing ever steps"),
         ("write `opt_d.step()`"),
     ),
+    ("wrong-optimizer-stepped", "cleared together, and one of them stepped twice"): (
+        (
+            "`opt_g.step()` steps `opt_g` a second time, while `opt_d`, which the loop clears "
+            "too, is never stepped"
+        ),
+        ("step `opt_d` after the backward that is meant for it"),
+    ),
     ("zero-learning-rate", "a warm-up in whole numbers"): (
         (
             "the factor `min(1.0, step // warmup)` divides whole numbers, so the learning"
