@@ -21,6 +21,7 @@ from pytest_trainloop.source.values import (
     Value,
     options,
     origins,
+    spelling,
 )
 from pytest_trainloop.source.verbs import (
     is_backward,
@@ -52,6 +53,10 @@ _QUIET = frozenset(
         "item",
         "detach",
         "append",
+        "extend",
+        "requires_grad_",
+        "enable_gradient_checkpointing",
+        "gradient_checkpointing_enable",
         "add_scalar",
         "log",
         "info",
@@ -94,10 +99,19 @@ def _handles_gradients(call: Call) -> bool:
     return any(is_optimizer(value) or _is_whole_model(value) for value in call.args)
 
 
+#: What is known by its name alone, and names that are of something that a model has.
+_NAMED = (Attribute, Parameter, Unknown)
+_IS_ABOUT = re.compile(
+    r"_(?:name|path|dir|type|id|config|cfg|args|kwargs|file|size|dim|backend|input|output)s?$"
+)
+
+
 def _is_whole_model(value: Value) -> bool:
     """Whether the value is a model, and not one of a sequence, nor what a model computed."""
     return is_model(value) and not any(
-        isinstance(option, Element) or (isinstance(option, Result) and is_forward(option.call))
+        (isinstance(option, _NAMED) and _IS_ABOUT.search(spelling(option)))
+        or isinstance(option, Element)
+        or (isinstance(option, Result) and is_forward(option.call))
         for option in options(value)
     )
 

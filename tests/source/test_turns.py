@@ -162,6 +162,10 @@ def test_a_graph_ends_where_it_is_cut(loss: str, learns: bool) -> None:
         ("p.grad /= k", True),
         ("y = x.view(k, model.num_heads)", False),
         ("loss = loss_of(model(x), x)", False),
+        ("head.requires_grad_(False)", False),
+        ("layers.extend(discriminator_block(x))", False),
+        ("tokenizer = load_tokenizer(args.pretrained_model_name_or_path)", False),
+        ("tokenizer = load_tokenizer(args.model)", True),
     ],
 )
 def test_gradients_that_are_read_by_hand_are_seen(line: str, uses: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,17 +11,22 @@ from pytest_trainloop.rules._rule import Bad, Edit, Finding, Fix, Good, Observat
 from pytest_trainloop.source.facts import (
     Attribute,
     Call,
+    Element,
     Event,
     FileFacts,
+    Function,
+    Imported,
     Result,
     Return,
     Store,
     Trace,
     Value,
     cleared,
+    constant,
     is_accelerator,
     is_backward,
     is_fabric,
+    is_model,
     is_optimizer,
     is_scheduler_call,
     loops_of,
@@ -33,6 +39,9 @@ from pytest_trainloop.source.facts import (
 
 if TYPE_CHECKING:
     from pytest_trainloop.runtime.record import Run
+
+#: How far back it is looked for what a value was made from.
+MOST_ORIGINS = 30
 
 
 class MissingStep(Rule):
@@ -135,6 +144,122 @@ class MissingStep(Rule):
                     opt_d.step()
                     opt_g.zero_grad()
                     F.softplus(-net_d(net_g(z))).mean().backward()  # error
+            """,
+        ),
+        Bad(
+            "another optimizer's class, chosen, and a state that is saved",
+            """
+            import bitsandbytes as bnb
+            import torch
+            from torch.nn import functional as F
+
+            def train(model, loader, eight_bit):
+                kind = bnb.optim.AdamW8bit if eight_bit else torch.optim.AdamW
+                optimizer = kind(model.parameters(), lr=1e-4)
+                for x, y in loader:
+                    loss = F.cross_entropy(model(x), y)
+                    loss.backward()  # error
+                    optimizer.zero_grad()
+                torch.save({"optimizer": optimizer.state_dict(), "model": model}, "last.pt")
+            """,
+        ),
+        Good(
+            "the optimizer itself is given away, in a dict",
+            """
+            import torch
+            from framework import Loop
+            from torch.nn import functional as F
+
+            def train(model, loader):
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+                loop = Loop({"optimizer": optimizer})
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    loop.finish()
+            """,
+        ),
+        Bad(
+            "prepared, frozen in part, averaged and logged",
+            """
+            import torch
+            from accelerate import Accelerator
+            from diffusers.optimization import get_scheduler
+            from diffusers.training_utils import EMAModel
+            from torch.nn import functional as F
+
+            def train(unet, vae, loader, args):
+                accelerator = Accelerator()
+                vae.requires_grad_(False)
+                ema_unet = EMAModel(unet.parameters())
+                optimizer = torch.optim.AdamW(unet.parameters(), lr=args.learning_rate)
+                lr_scheduler = get_scheduler(args.lr_scheduler, optimizer=optimizer)
+                unet, optimizer, loader, lr_scheduler = accelerator.prepare(
+                    unet, optimizer, loader, lr_scheduler
+                )
+                for image, noise in loader:
+                    loss = F.mse_loss(unet(vae.encode(image) + noise), noise)
+                    accelerator.backward(loss)  # error
+                    lr_scheduler.step()
+                    optimizer.zero_grad()
+                    ema_unet.step(unet.parameters())
+                    accelerator.log({"lr": lr_scheduler.get_last_lr()[0]})
+            """,
+        ),
+        Bad(
+            "only the environment steps",
+            """
+            def train(q_network, target_network, env, steps):
+                optimizer = torch.optim.Adam(q_network.parameters())
+                observation = env.reset()
+                for step in range(steps):
+                    observation, reward, done = env.step(q_network(observation).argmax())
+                    optimizer.zero_grad()
+                    loss = F.mse_loss(q_network(observation), reward)
+                    loss.backward()  # error
+            """,
+        ),
+        Good(
+            "a trainer, which got the optimizer, steps and tells the loss",
+            """
+            def train(model, loader, make_trainer):
+                optimizer = torch.optim.Adam(model.parameters())
+                trainer = make_trainer(model, optimizer)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.mse_loss(model(x), y).backward()
+                    norm = trainer.step(x)
+            """,
+        ),
+        Bad(
+            "with a penalty on the gradients of the input",
+            """
+            def penalty(critic, x):
+                x.requires_grad_(True)
+                score = critic(x)
+                (slope,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+                return (slope.norm(2, dim=1) - 1).pow(2).mean()
+
+            def train(critic, generator, loader):
+                optimizer = torch.optim.Adam(critic.parameters())
+                for real, z in loader:
+                    optimizer.zero_grad()
+                    loss = critic(generator(z)).mean() - critic(real).mean()
+                    (loss + 10 * penalty(critic, real)).backward()  # error
+            """,
+        ),
+        Good(
+            "weights that are moved along their gradients by hand",
+            """
+            def train(model, loader, meta_optimizer_class):
+                optimizer = torch.optim.Adam(model.parameters())
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.mse_loss(model(x), y)
+                    slopes = torch.autograd.grad(loss, model.parameters(), create_graph=True)
+                    for p, slope in zip(model.parameters(), slopes):
+                        p.data -= 0.1 * slope.data
+                    F.mse_loss(model(x), y).backward()
             """,
         ),
         Good(
@@ -264,13 +389,28 @@ class MissingStep(Rule):
 
 
 def _made(trace: Trace) -> Iterator[Value]:
-    """The optimizers of torch that the trace makes."""
+    """The optimizers that the trace makes, of torch's classes or of others by the same names."""
     for call in trace.calls:
-        if call.qualified.startswith("torch.optim.") and not is_scheduler_call(call):
+        if _is_kind_of_optimizer(call) and not is_scheduler_call(call):
             for event in trace.stores:
                 if event.kind == "name" and isinstance(event.value, Result):
                     if event.value.call is call and is_optimizer(event.value):
                         yield event.value
+
+
+#: Algorithms whose classes step when they are told to, whatever library they are from.
+_ALGORITHM = re.compile(
+    r"\w*(?:Adam|SGD|RMSprop|Adagrad|Adafactor|Lion|LAMB|Lamb)\w*(?<!Optimizer)(?<!Wrapper)"
+)
+
+
+def _is_kind_of_optimizer(call: Call) -> bool:
+    """Whether the call makes an optimizer of torch's, or of a class named for an algorithm."""
+    kinds = options(call.callee)
+    return call.qualified.startswith("torch.optim.") or all(
+        isinstance(kind, Imported) and bool(_ALGORITHM.fullmatch(kind.qualified.rpartition(".")[2]))
+        for kind in kinds
+    )
 
 
 def _may_step(call: Call, optimizer: Value) -> bool:
@@ -285,7 +425,22 @@ def _may_step(call: Call, optimizer: Value) -> bool:
     ):
         return False
     stepped = stepped_optimizer(call)
-    return stepped is None or not all(_is_another(one, optimizer) for one in options(stepped))
+    if stepped is None:
+        return not (_steps_an_environment(call) or _AVERAGE.search(call.name))
+    return not all(_is_another(one, optimizer) for one in options(stepped))
+
+
+#: `ema.step(model.parameters())`: a mean of the weights moves, and they do not.
+_AVERAGE = re.compile(r"(?:^|[._])(?:ema|EMA|averag\w*)(?:[._]\w+)?\.step$|_ema\.step$")
+
+
+def _steps_an_environment(call: Call) -> bool:
+    """Whether it is `observation, reward, done = env.step(action)`, or the like.
+
+    What steps an optimizer in there must have got it: `_gets_away` asks for that.
+    """
+    given = call.args[0] if call.args else None
+    return not call.discarded and given is not None and not isinstance(given, Function)
 
 
 def _is_another(stepped: Value, optimizer: Value) -> bool:
@@ -313,7 +468,10 @@ def _clears(event: Event, optimizer: Value) -> bool:
 
 def _backward_beside(trace: Trace, optimizer: Value) -> Call | None:
     """The backward in the same loop as a clearing of the optimizer."""
-    if any(may_use_gradients(event) and not _makes(event, optimizer) for event in trace.events):
+    if any(
+        may_use_gradients(event) and not _makes(event, optimizer) and not _is_penalty(event)
+        for event in trace.events
+    ):
         return None
     loops = {
         id(loop)
@@ -336,14 +494,25 @@ def _is_cleared_for(trace: Trace, backward: Call, optimizer: Value) -> bool:
     return bool(before) and _clears(before[-1], optimizer)
 
 
+def _is_penalty(event: Event) -> bool:
+    """Whether a gradient is taken as a part of a loss, and with respect to no weights."""
+    if not isinstance(event, Call) or event.qualified != "torch.autograd.grad":
+        return False
+    inputs = event.argument(1, "inputs")
+    return (
+        constant(event.argument(None, "create_graph")) is True
+        and inputs is not None
+        and not any(
+            is_model(part) or (isinstance(part, Result) and "param" in part.call.method)
+            for part in (*options(inputs), *inputs.parts())
+        )
+    )
+
+
 def _makes(event: Event, optimizer: Value) -> bool:
     """Whether the event is about making the optimizer, its scheduler, or clearing it."""
     if isinstance(event, Call):
-        return (
-            event.qualified.startswith("torch.optim.")
-            or is_scheduler_call(event)
-            or _prepares(event)
-        )
+        return _is_kind_of_optimizer(event) or is_scheduler_call(event) or _prepares(event)
     return isinstance(event, Store) and same(event.value, optimizer)
 
 
@@ -364,10 +533,19 @@ def _gets_away(trace: Trace, optimizer: Value) -> bool:
             return True
         if isinstance(event, Store) and event.kind != "name" and same(event.value, optimizer):
             return True
-        if isinstance(event, Call) and not event.followed and not _makes(event, optimizer):
+        if isinstance(event, Call) and not (
+            event.followed or event.qualified in _LOOKING or _makes(event, optimizer)
+        ):
             if any(_holds(given, optimizer) for given in _arguments(event)):
                 return True
     return False
+
+
+#: What is given a thing only to look at it, or to write it down.
+_LOOKING = frozenset(
+    {"torch.save", "builtins.print", "builtins.len", "builtins.str", "builtins.repr"}
+    | {"builtins.type", "builtins.isinstance", "builtins.id"}
+)
 
 
 def _arguments(call: Call) -> tuple[Value, ...]:
@@ -375,7 +553,18 @@ def _arguments(call: Call) -> tuple[Value, ...]:
 
 
 def _holds(given: Value, optimizer: Value) -> bool:
-    return any(
-        value is optimizer or (isinstance(value, Attribute) and value.base is optimizer)
-        for value in origins(given, 30)
-    )
+    """Whether the optimizer can be got at through what is given; not through a state of it."""
+    queue = [given]
+    for value in queue:
+        if value is optimizer or (isinstance(value, Attribute) and value.base is optimizer):
+            return True
+        if not _is_reading(value) and len(queue) < MOST_ORIGINS:
+            queue.extend(value.parts())
+    return False
+
+
+def _is_reading(value: Value) -> bool:
+    """Whether the value is what an optimizer, or its scheduler, tells of itself."""
+    if isinstance(value, Result):
+        return value.call.method in ("state_dict", "get_last_lr", "get_lr")
+    return isinstance(value, Element) and constant(value.key) == "lr"
