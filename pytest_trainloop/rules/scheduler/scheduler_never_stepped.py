@@ -9,8 +9,11 @@ from pytest_trainloop.rules._rule import Bad, Finding, Good, Rule
 from pytest_trainloop.source.facts import (
     Call,
     ClassFacts,
+    Collection,
     Either,
     FileFacts,
+    Function,
+    FunctionFacts,
     Inside,
     Result,
     Returned,
@@ -143,6 +146,108 @@ class SchedulerNeverStepped(Rule):
                         F.cross_entropy(model(x), y).backward()
                         optimizer.step()
                     print(epoch, scheduler.get_last_lr())
+            """,
+        ),
+        Bad(
+            "handed to functions in sight, which save it, and do not step it",
+            """
+            from diffusers.optimization import get_scheduler
+            import torch
+            from torch.nn import functional as F
+
+            def save(path, model, scheduler):
+                state = {"model": model.state_dict(), "scheduler": scheduler.state_dict()}
+                torch.save(state, path)
+
+            def train_epoch(model, loader, optimizer, schedulers):
+                '''Train with the scheduler.'''
+                warmup, scheduler = schedulers
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+
+            def main(args, model, loader, checkpoint):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = get_scheduler(args.scheduler, optimizer=optimizer)  # error
+                if scheduler is not None and "scheduler" in checkpoint:
+                    scheduler.load_state_dict(checkpoint["scheduler"])
+                for epoch in range(args.epochs):
+                    train_epoch(model, loader, optimizer, [None, scheduler])
+                    save("last.pt", model, scheduler)
+            """,
+        ),
+        Good(
+            "a function in sight steps it",
+            """
+            def train_epoch(model, loader, optimizer, schedulers):
+                warmup, scheduler = schedulers
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    scheduler.step()
+
+            def main(model, loader, epochs):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)
+                for epoch in range(epochs):
+                    train_epoch(model, loader, optimizer, [None, scheduler])
+            """,
+        ),
+        Good(
+            "a function in sight keeps it, chains it, or leaves it to a hook",
+            """
+            class State:
+                pass
+
+            def keep(state, scheduler):
+                state.scheduler = scheduler
+                print(scheduler.state_dict())
+
+            def chain(optimizer, scheduler):
+                return torch.optim.lr_scheduler.ChainedScheduler([scheduler], optimizer)
+
+            def attach(model, scheduler):
+                def hook(*ignored):
+                    scheduler.step()
+
+                model.register_forward_hook(hook)
+
+            def main(model, loader, epochs, finish):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                kept = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)
+                part = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)
+                hooked = torch.optim.lr_scheduler.StepLR(optimizer, step_size=30)
+                state = State()
+                keep(state, kept)
+                both = chain(optimizer, part)
+                attach(model, hooked)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
+                    both.step()
+                    finish(state)
+            """,
+        ),
+        Bad(
+            "made by a function in sight",
+            """
+            def make_scheduler(optimizer, warmup, steps):
+                first = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=warmup)
+                then = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup)
+                return torch.optim.lr_scheduler.SequentialLR(  # error
+                    optimizer, [first, then], milestones=[warmup]
+                )
+
+            def main(model, loader, steps):
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+                scheduler = make_scheduler(optimizer, 100, steps)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.cross_entropy(model(x), y).backward()
+                    optimizer.step()
             """,
         ),
         Good(
@@ -286,7 +391,7 @@ class SchedulerNeverStepped(Rule):
                 made = _made_in(store)
                 if made is None or not _trains(loop, made):
                     continue
-                if not _is_mentioned(store, _prepared(loop.trace)):
+                if not _is_used(loop.trace, store, made):
                     yield self._plain(loop, made, store.target)
         for trace in file.traces:
             yield from self._manual(trace)
@@ -320,9 +425,10 @@ def _made_in(store: Store) -> Call | None:
     ways = options(store.value)
     if store.kind != "name" or len(ways) != 1 or not isinstance(ways[0], Result):
         return None
-    if store.value_place != ways[0].call.place:
-        return None
     call = ways[0].call
+    maker = store.value.call if isinstance(store.value, Returned) else call
+    if store.value_place != maker.place or _prepares(maker):
+        return None
     is_known = call.qualified.startswith(
         ("torch.optim.lr_scheduler.", "transformers.", "diffusers.optimization.")
     )
@@ -346,19 +452,104 @@ def _trains(loop: TrainingLoop, made: Call) -> bool:
 _READING = (
     r"\.(?:get_last_lr|get_lr|print_lr|state_dict|load_state_dict|last_epoch|base_lrs|T_max)\b"
 )
+#: What is given a scheduler only to look at it, or to write it down.
+_LOOKING = frozenset({"torch.save", "builtins.print", "builtins.type", "builtins.isinstance"})
 
 
-def _is_mentioned(store: Store, prepared: set[int]) -> bool:
+def _is_used(trace: Trace, store: Store, made: Call) -> bool:
+    """Whether the scheduler may be stepped: by its name, or where it is handed over in sight."""
+    scheduler = next(option for option in options(store.value) if isinstance(option, Result))
+    seen = [call for call in trace.calls if _gets(call, scheduler)]
+    if _is_mentioned(store, _told(store, seen, made) | _prepared(trace)):
+        return True
+    return trace.cut or any(
+        (isinstance(event, Store) and event.kind != "name" and _has(event.value, scheduler))
+        or (isinstance(event, Call) and _may_step(event, scheduler))
+        for event in trace.events
+    )
+
+
+def _gets(call: Call, scheduler: Result) -> bool:
+    return any(_has(given, scheduler) for given in call.inputs)
+
+
+def _has(given: Value, scheduler: Result) -> bool:
+    """Whether a value is the scheduler, or a list or a dict of things with it among them."""
+    return any(
+        option is scheduler
+        or (isinstance(option, Collection) and any(_has(item, scheduler) for item in option.items))
+        for option in options(given)
+    )
+
+
+def _may_step(call: Call, scheduler: Result) -> bool:
+    """Whether a call that gets the scheduler may do more than to read or to prepare it."""
+    given = (*call.args, *call.keywords.values())
+    if any(_has(value, scheduler) for value in given):
+        return not (_is_read(call) or _prepares(call) or call.qualified in _LOOKING)
+    is_its_own = call.receiver is not None and _has(call.receiver, scheduler)
+    return is_its_own and not re.match(_READING, f".{call.method}")
+
+
+def _is_read(call: Call) -> bool:
+    """Whether all that the call does is on record: its body was read, and keeps no function."""
+    callees = options(call.callee)
+    return call.followed and all(
+        isinstance(callee, Function)
+        and not callee.definition.is_generator
+        and len(_DEFINITIONS.findall(_lines(callee.definition))) == 1
+        for callee in callees
+    )
+
+
+_DEFINITIONS = re.compile(r"\bdef \w|\blambda\b[^:\n]*:[^\n]*\bstep\b")
+
+
+def _lines(function: FunctionFacts) -> str:
+    return "\n".join(function.file.lines[function.first_line - 1 : function.last_line])
+
+
+def _is_mentioned(store: Store, told: set[int]) -> bool:
     """Whether the text around uses the scheduler's name for more than reading or preparing it."""
     inside = [frame for frame in store.context if isinstance(frame, Inside)]
     first, last = (inside[-1].place.line - 1, inside[-1].place.end_line) if inside else (0, None)
     rows = [
-        "" if number in prepared else row
+        "" if number in told else row
         for number, row in enumerate(store.file.lines[first:last], first + 1)
     ]
-    text = "\n".join(row.partition("#")[0] for row in rows)
+    text = _without_strings("\n".join(rows))
     name = re.escape(store.target)
-    return bool(re.search(rf"\b{name}\b(?!\s*=[^=]|{_READING})", text))
+    return bool(re.search(rf"(?<![\w.]){name}\b(?!\s*=[^=]|{_READING}|{_ASKING})", text))
+
+
+#: `if scheduler is not None:`
+_ASKING = r"\s+is\s+(?:not\s+)?None\b"
+_STRING = re.compile(
+    r"(?P<prefix>[a-zA-Z]*)(?P<quote>\"{3}|'{3})[\s\S]*?(?P=quote)|#[^\n]*"
+    r"|(?P<prefix_>[a-zA-Z]*)(?P<quote_>[\"'])(?:\\.|(?!(?P=quote_))[^\n\\])*(?P=quote_)"
+)
+
+
+def _without_strings(text: str) -> str:
+    """The text without comments and strings; formatted strings stay, for the names in them."""
+
+    def kept(match: re.Match[str]) -> str:
+        prefix = match["prefix"] or match["prefix_"] or ""
+        return match[0] if "f" in prefix.lower() else "''"
+
+    return _STRING.sub(kept, text)
+
+
+def _told(store: Store, calls: list[Call], made: Call) -> set[int]:
+    """The rows of what is known to be done with the scheduler, and to step it not by its name."""
+    by_name = re.compile(rf"\b{re.escape(store.target)}\.(?!{_READING[2:]})")
+    return {
+        row
+        for call in calls
+        if call.file is store.file and call is not made and not by_name.search(call.text)
+        if _is_read(call) or _prepares(call) or call.qualified in _LOOKING
+        for row in range(call.place.line, call.place.end_line + 1)
+    }
 
 
 def _prepared(trace: Trace) -> set[int]:
