@@ -88,6 +88,46 @@ class OptimizerInLoop(Rule):
             """,
         ),
         Bad(
+            "made anew in each of a thousand numbered steps",
+            """
+            def fit(x, y):
+                model = nn.Linear(4, 1)
+                target = nn.Linear(4, 1)
+                for k in range(1000):
+                    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)  # error
+                    optimizer.zero_grad()
+                    F.mse_loss(model(x) + target(x).detach(), y).backward()
+                    optimizer.step()
+                    target.load_state_dict(model.state_dict())
+            """,
+        ),
+        Good(
+            "the model itself begins anew each time",
+            """
+            def fit(x, y):
+                model = nn.Linear(4, 1)
+                start = copy.deepcopy(model.state_dict())
+                for k in range(1000):
+                    model.load_state_dict(start)
+                    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+                    optimizer.zero_grad()
+                    F.mse_loss(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "a few numbered tasks",
+            """
+            def fit(model, tasks):
+                for k in range(5):
+                    x, y = tasks[k]
+                    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+                    optimizer.zero_grad()
+                    F.mse_loss(model(x), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Bad(
             "for two models at once, and for each step",
             """
             import itertools
@@ -319,7 +359,7 @@ def _loop_of_batches_or_epochs(loop: TrainingLoop, made: Call) -> Loop | None:
     if not around or is_out_of_order(loop, made) or _is_conditional(made, around[-1]):
         return None
     if around[-1] is loop.loop and around[-1].kind == "for":
-        counts = _COUNTS_STEPS.search(around[-1].header)
+        counts = _COUNTS_STEPS.search(around[-1].header) or _counts_far(around[-1])
         return around[-1] if counts or _runs_over_batches(around[-1]) else None
     enclosing = [frame for frame in loops_of(loop.context) if frame is not loop.loop]
     if not enclosing or enclosing[-1] is not around[-1]:
@@ -336,6 +376,16 @@ _COUNTS_STEPS = re.compile(
     r"|^for \w+ in (?:tqdm\()?t?range\([^()]*(?:steps|iter)\w*\b"
 )
 _BATCHES = re.compile(r"\b\w*(?:loader|batch|dataset|epoch)\w*\b", re.IGNORECASE)
+
+
+#: More turns than there are folds, seeds or tasks.
+_MANY = 50
+
+
+def _counts_far(loop: Loop) -> bool:
+    """Whether the turns are numbered, and so many that each of them can only be a step."""
+    numbered = re.search(r"^for \w+ in (?:tqdm\()?t?range\((\d+)\)", loop.header)
+    return numbered is not None and int(numbered[1]) >= _MANY
 
 
 def _runs_over_batches(loop: Loop) -> bool:
@@ -427,9 +477,11 @@ def _resets(event: Event, models: list[Value]) -> bool:
         )
     if not isinstance(event, Call):
         return False
-    if event.method == "load_state_dict" or "prune" in event.method or "reset" in event.method:
-        return True
     receiver = event.receiver
+    if event.method == "load_state_dict":
+        return receiver is None or not _is_another(receiver, models)
+    if "prune" in event.method or "reset" in event.method:
+        return True
     if (
         receiver is None
         or event.followed
@@ -438,6 +490,18 @@ def _resets(event: Event, models: list[Value]) -> bool:
     ):
         return False
     return any(same(receiver, model) for model in models)
+
+
+def _is_another(model: Value, models: list[Value]) -> bool:
+    """Whether a model is known to be made apart from the others: no part or wrapper of them."""
+    if not all(
+        isinstance(option, Instance | Result) and is_model(option) for option in options(model)
+    ):
+        return False
+    behind = list(origins(model, 60))
+    return not any(
+        same(model, other) or any(same(part, other) for part in behind) for other in models
+    )
 
 
 def _goes_on(run: Run, old: int, new: int) -> bool:
