@@ -50,6 +50,8 @@ _FARTHEST = 300
 _GRADIENT_CALLS = frozenset(
     {"grad", "requires_grad_", "retain_grad", "set_grad_enabled", "enable_grad"}
 )
+#: Functions whose results carry no graph; numpy refuses a tensor with one.
+_WITHOUT_GRAPH = re.compile(r"numpy\.|builtins\.(?:len|float|int|bool|str)$")
 
 
 class MissingNoGrad(Rule):
@@ -186,6 +188,78 @@ class MissingNoGrad(Rule):
             def main(model, loader, criterion):
                 with torch.no_grad():
                     print(validate(model, loader, criterion))
+            """,
+        ),
+        Bad(
+            "the function that trains is handed to what starts it",
+            """
+            import torch
+            import torch.multiprocessing as mp
+
+            def evaluate(model, loader):
+                model.eval()
+                correct = 0
+                for x, y in loader:
+                    correct += (model(x).argmax(1) == y).sum().item()  # error
+                return correct
+
+            def main(rank, train_loader, val_loader):
+                model = torch.nn.Linear(8, 2)
+                optimizer = torch.optim.Adam(model.parameters())
+                for epoch in range(10):
+                    model.train()
+                    for x, y in train_loader:
+                        optimizer.zero_grad()
+                        torch.nn.functional.cross_entropy(model(x), y).backward()
+                        optimizer.step()
+                    print(evaluate(model, val_loader))
+
+            mp.spawn(main, nprocs=2)
+            """,
+        ),
+        Good(
+            "an evaluation is handed to what may switch gradients off",
+            """
+            import torch
+            from engines import Engine
+
+            model = torch.nn.Linear(8, 2)
+
+            def evaluate(engine, loader):
+                model.eval()
+                return [model(x).argmax(1).item() for x, y in loader]
+
+            def train(engine, loader):
+                for x, y in loader:
+                    torch.nn.functional.cross_entropy(model(x), y).backward()
+
+            Engine(train)
+            Engine(evaluate)
+            """,
+        ),
+        Bad(
+            "what is kept of the results are numbers of numpy",
+            """
+            import numpy as np
+            import torch
+
+            def evaluate(model, loader, report):
+                model.eval()
+                for x in loader:
+                    results = {"all": model(x)}  # error
+                    report.names = np.unique(list(results.keys()))
+            """,
+        ),
+        Good(
+            "the results are kept, and may be used for gradients",
+            """
+            import torch
+
+            def evaluate(model, loader, report):
+                model.eval()
+                for x in loader:
+                    results = {"all": model(x)}
+                    report.results = list(results.values())
             """,
         ),
         Good(
@@ -388,7 +462,7 @@ def _takes_gradients_elsewhere(trace: Trace) -> bool:
 def _is_evaluation(trace: Trace, call: Call, trained: tuple[Call, ...]) -> bool:
     if gradients(call.context) is not True or call.discarded:
         return False
-    if _inside_a_module(call.context) or _is_handed(call.context):
+    if _inside_a_module(call.context) or _is_handed(call.context, trace):
         return False
     if not (_in_eval_mode(trace, call, trained) or _is_a_probe(call, trained)):
         return False
@@ -408,8 +482,19 @@ def _inside_a_module(context: Context) -> bool:
     )
 
 
-def _is_handed(context: Context) -> bool:
-    return any(isinstance(frame, Inside) and frame.handed for frame in context)
+def _is_handed(context: Context, trace: Trace) -> bool:
+    """Whether code out of sight drives the function, and may switch gradients off around it.
+
+    It does not where the function trains: `mp.spawn(main)`, `fabric.launch(main)`.
+    """
+    return any(
+        isinstance(frame, Inside) and frame.handed and not _is_trained_in(frame, trace)
+        for frame in context
+    )
+
+
+def _is_trained_in(frame: Inside, trace: Trace) -> bool:
+    return any(is_backward(call) for call in trace.calls if frame in call.context)
 
 
 def _in_eval_mode(trace: Trace, call: Call, trained: tuple[Call, ...]) -> bool:
@@ -486,7 +571,9 @@ def _attached_origins(value: Value) -> Iterator[Value]:
             continue
         seen.add(id(current))
         yield current
-        if isinstance(current, Result) and current.call.method in cut:
+        if isinstance(current, Result) and (
+            current.call.method in cut or _WITHOUT_GRAPH.match(current.call.qualified)
+        ):
             continue
         if getattr(current, "name", "") in cut:
             continue
