@@ -117,6 +117,7 @@ from pytest_trainloop.source.turns import (
     only_statement,
     together,
 )
+from pytest_trainloop.source.unclaimed import unclaimed
 from pytest_trainloop.source.values import (
     Attribute,
     Class,
@@ -363,5 +364,6 @@ __all__ = [
     "trained_forwards",
     "trains",
     "trains_automatically",
+    "unclaimed",
     "unwrapped",
 ]

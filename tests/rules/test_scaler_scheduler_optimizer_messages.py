@@ -110,6 +110,13 @@ TOLD = {
         ),
         ("add it to the list that `torch.optim.AdamW` gets"),
     ),
+    ("parameters-not-in-optimizer", "one of two networks is left out"): (
+        (
+            "no optimizer gets the parameters of `predictor`, though the loss of "
+            "`loss.backward()` leads to them, and it is set up to be trained"
+        ),
+        ("add `predictor.parameters()`, or freeze it: `predictor.requires_grad_(False)`"),
+    ),
     ("parameters-not-in-optimizer", "one layer of the model is in no group"): (
         (
             "`self.down` is in no group of `torch.optim.SGD`, which names the layers of "

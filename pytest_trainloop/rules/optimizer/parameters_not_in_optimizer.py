@@ -23,12 +23,14 @@ from pytest_trainloop.source.facts import (
     Returned,
     Store,
     Trace,
+    TrainingLoop,
     Value,
     constant,
     is_optimizer,
     options,
     origins,
     same,
+    unclaimed,
 )
 
 if TYPE_CHECKING:
@@ -46,13 +48,14 @@ class ParametersNotInOptimizer(Rule):
 
     What torch does: nothing. It raises for an empty list, not for an incomplete one.
 
-    Limits: from source, only two forms are certain: a group that is filled and given to no
-    optimizer, and groups that name the layers of a model one by one and leave one out.
+    Limits: from source, three forms are certain: a group that is filled and given to no
+    optimizer, groups that name the layers of a model one by one and leave one out, and a
+    network of its own that is put in train mode and whose parameters nothing asks for.
     A watched run compares the optimizer with the model itself.
     """
 
     since = "0.1"
-    triggers = ("params", "torch.optim|optim.", "parameters")
+    triggers = ("params|.backward(", "torch.optim|optim.", "parameters")
     sources = (
         "https://pytorch.org/docs/stable/optim.html#per-parameter-options",
         "https://github.com/zjunlp/HVPNeT/issues/5",
@@ -94,6 +97,145 @@ class ParametersNotInOptimizer(Rule):
                         group["params"].append(p)
                 groups.append(group)
                 return torch.optim.AdamW(groups)
+            """,
+        ),
+        Bad(
+            "one of two networks is left out",
+            """
+            class Predictor(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.lin = nn.Linear(8, 1)
+
+                def forward(self, a, b):
+                    return self.lin(a * b)
+
+            class Encoder(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.lin = nn.Linear(4, 8)
+
+                def forward(self, x):
+                    return self.lin(x)
+
+            def train(encoder, predictor, loader, optimizer):
+                encoder.train()
+                predictor.train()
+                for a, b, y in loader:
+                    optimizer.zero_grad()
+                    loss = F.mse_loss(predictor(encoder(a), encoder(b)), y)
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
+                    optimizer.step()
+
+            def main(loader):
+                encoder, predictor = Encoder(), Predictor()
+                optimizer = torch.optim.Adam(list(encoder.parameters()), lr=0.01)  # error
+                train(encoder, predictor, loader, optimizer)
+            """,
+        ),
+        Good(
+            "a network with fixed random weights, and one that another optimizer has",
+            """
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.lin = nn.Linear(8, 8)
+
+                def forward(self, x):
+                    return self.lin(x)
+
+            def main(loader):
+                fixed, learned, judge = Net(), Net(), Net()
+                learned.train()
+                judge.train()
+                groups = {"judge": judge}
+                opt = torch.optim.Adam(learned.parameters())
+                opt_judge = torch.optim.Adam([p for n in groups.values() for p in n.parameters()])
+                for x in loader:
+                    opt.zero_grad()
+                    F.mse_loss(learned(x), judge(fixed(x))).backward()
+                    opt.step()
+                return opt_judge
+            """,
+        ),
+        Good(
+            "collected from all of them, in turn",
+            """
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.lin = nn.Linear(8, 8)
+
+                def forward(self, x):
+                    return self.lin(x)
+
+            def main(loader):
+                first, second, third, fourth = Net(), Net(), Net(), Net()
+                parameters = [p for net in (first, second) for p in net.parameters()]
+                for net in [third, fourth]:
+                    net.train()
+                    parameters += list(net.parameters())
+                first.train()
+                second.train()
+                optimizer = torch.optim.Adam(parameters)
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.mse_loss(fourth(third(second(first(x)))), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "a part of a larger one, which the optimizer has",
+            """
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.lin = nn.Linear(8, 8)
+
+                def forward(self, x):
+                    return self.lin(x)
+
+            class Whole(nn.Module):
+                def __init__(self, part):
+                    super().__init__()
+                    self.part = part
+                    self.head = nn.Linear(8, 1)
+
+            def main(loader):
+                part = Net()
+                part.train()
+                whole = Whole(part)
+                optimizer = torch.optim.Adam(whole.parameters())
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.mse_loss(whole.head(part(x)), y).backward()
+                    optimizer.step()
+            """,
+        ),
+        Good(
+            "frozen while the other one learns, and a copy that follows",
+            """
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.lin = nn.Linear(8, 8)
+
+                def forward(self, x):
+                    return self.lin(x)
+
+            def main(loader, weights):
+                backbone, head, mean = Net(), Net(), Net()
+                backbone.load_state_dict(weights)
+                backbone.train()
+                mean.train()
+                optimizer = torch.optim.Adam(head.parameters())
+                for x, y in loader:
+                    optimizer.zero_grad()
+                    F.mse_loss(head(backbone(x)), mean(x)).backward()
+                    optimizer.step()
+                    for a, b in zip(mean.parameters(), head.parameters()):
+                        a.data.lerp_(b.data, 0.01)
             """,
         ),
         Bad(
@@ -240,6 +382,9 @@ class ParametersNotInOptimizer(Rule):
                 yield from self._lost_groups(trace, made[-1])
             if len(made) == 1:
                 yield from self._lost_layers(trace, made[0])
+        for loop in file.loops:
+            for network in unclaimed(loop, file.traces):
+                yield from self._lost_network(loop, network)
 
     def watch(self, run: Run) -> Iterator[Observation]:
         """Ask for parameters that the loss depends on and that no optimizer updates."""
@@ -270,6 +415,20 @@ class ParametersNotInOptimizer(Rule):
                     f"optimizer: `{made.name}` does not get it",
                     f"add it to the list that `{made.name}` gets",
                 )
+
+    def _lost_network(self, loop: TrainingLoop, network: Instance) -> Iterator[Finding]:
+        called = [
+            s.target for s in loop.trace.stores if s.kind == "name" and same(s.value, network)
+        ]
+        makers = [way.call for way in options(loop.optimizers[-1]) if isinstance(way, Result)]
+        if called and makers:
+            yield self.finding(
+                makers[-1].place,
+                f"no optimizer gets the parameters of `{called[0]}`, though the loss of "
+                f"`{loop.backwards[-1].call.text}` leads to them, and it is set up to be trained",
+                f"add `{called[0]}.parameters()`, or freeze it: "
+                f"`{called[0]}.requires_grad_(False)`",
+            )
 
     def _lost_layers(self, trace: Trace, made: Call) -> Iterator[Finding]:
         layers = _layers(trace)
