@@ -117,8 +117,8 @@ def _class_around(text: str, at: int) -> tuple[int, int]:
     start = text.rfind("\nclass ", 0, at)
     if start < 0 or _TOP.search(text, start + 1, at):
         return at, at
-    end = text.find("\nclass ", at)
-    return start, end if end >= 0 else len(text)
+    end = _TOP.search(text, at)  # a function `train` below the class is none of its ways
+    return start, end.start() if end else len(text)
 
 
 def _is_argument(text: str, line: int) -> bool:

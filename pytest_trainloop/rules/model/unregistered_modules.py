@@ -280,6 +280,20 @@ class UnregisteredModules(Rule):
                         self.stages.append(stage)
             """,
         ),
+        Bad(
+            "a class above functions that are called as its methods could be",
+            """
+            class Net(nn.Module):
+                def __init__(self, n, depth):
+                    super().__init__()
+                    self.layers = []  # error
+                    for _ in range(depth):
+                        self.layers.append(nn.Linear(n, n))
+
+            def train(model, loader):
+                setattr(model, "loader", loader)
+            """,
+        ),
         Good(
             "blocks that are filled with what learns nothing",
             """
