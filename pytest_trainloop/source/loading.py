@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 _PASSING = words(
     "enumerate tqdm tqdm_notebook track islice iter reversed log_every progress_bar prefetch "
     "progressbar Progbar ProgressBar"
-)
-_ENDLESS = re.compile(
-    r"^(\s*)while\s+[^\n]*:[^\n]*\n(?:\1\s+[^\n]*\n)*?\1\s+for\s[^\n]*:[^\n]*\n\s+yield\b",
-    re.MULTILINE,
 )
 
 
@@ -150,5 +146,11 @@ def samplers_of(loader: Call) -> tuple[Value, ...]:
 
 def _is_endless(definition: FunctionFacts) -> bool:
     """Whether a generator goes through its argument in a `while`: a `for` inside that yields."""
-    rows = definition.file.lines[definition.first_line - 1 : definition.last_line]
-    return bool(_ENDLESS.search("\n".join(rows)))
+    return any(
+        isinstance(inner, ast.For)
+        and isinstance(inner.body[0], ast.Expr)
+        and isinstance(inner.body[0].value, ast.Yield | ast.YieldFrom)
+        for outer in ast.walk(definition.node)
+        if isinstance(outer, ast.While)
+        for inner in ast.walk(outer)
+    )

@@ -54,6 +54,25 @@ def test_batches_drawn_from_an_endless_generator_begin_again_in_it() -> None:
     assert [one.header for one in found] == ["def forever(loader):"]
 
 
+def test_a_generator_is_read_however_it_is_spaced() -> None:
+    """Blank lines and comments inside of it neither hide what it does nor cost time."""
+    spaced = "\n   \n\n            # on\n" * 40
+    found = _passes(
+        "def once(loader):\n"
+        f"    while loader:{spaced}        for batch in loader:{spaced}            print(batch)\n"
+        "        yield 1\n\n"
+        "def forever(loader):\n"
+        f"    while True:{spaced}        for batch in loader:{spaced}            yield batch\n\n"
+        "def train(model, data):\n"
+        "    once_more, batches = once(DataLoader(data)), forever(DataLoader(data))\n"
+        "    for step in range(9):\n"
+        "        print(next(once_more))\n"
+        "        x, y = next(batches)\n"
+        f"        {_BODY}"
+    )
+    assert [one.header for one in found] == ["def forever(loader):"]
+
+
 def test_a_loader_that_a_framework_prepared_is_out_of_sight() -> None:
     """What `prepare` gives back may be another loader."""
     found = _passes(
