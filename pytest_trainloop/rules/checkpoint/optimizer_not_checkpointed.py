@@ -385,10 +385,11 @@ class OptimizerNotCheckpointed(Rule):
 
     def _not_restored(self, resume: Resume, is_saved: bool) -> Finding:
         name = _stateful(resume)[0].optimizer_text
+        model = f"`{resume.model_text}`" if resume.model_text else "the model"
         there = "though the checkpoint holds it" if is_saved else "and no checkpoint holds it"
         return self.finding(
             resume.told_at.place,
-            f"training resumes here with the weights of `{resume.model_text}`, but the state of "
+            f"training resumes here with the weights of {model}, but the state of "
             f"`{name}` is not restored, {there}",
             f"restore it from the checkpoint too: `{name}.load_state_dict(...)`",
         )

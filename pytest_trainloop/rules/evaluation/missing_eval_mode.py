@@ -10,13 +10,11 @@ from pytest_trainloop.rules._rule import Bad, Finding, Good, Observation, Rule
 from pytest_trainloop.rules.evaluation._modes_in_runs import model, modules, trained_loaders
 from pytest_trainloop.source.facts import (
     Call,
-    Event,
     FileFacts,
     Inside,
     Instance,
     Loop,
     Result,
-    Store,
     Trace,
     Value,
     comes_along,
@@ -135,48 +133,6 @@ class MissingEvalMode(Rule):
                 with torch.no_grad():
                     for x, y in loaders["test"]:
                         print((model(x).argmax(1) == y).sum())
-            """,
-        ),
-        Bad(
-            "two networks, of which one is switched; gradients are off around all of it",
-            """
-            import torch
-            from torch import nn
-
-            class Encoder(nn.Module):
-                def __init__(self):
-                    super().__init__()
-                    self.norm = nn.BatchNorm1d(8)
-
-                def forward(self, x):
-                    return self.norm(x)
-
-            class Head(nn.Module):
-                def __init__(self):
-                    super().__init__()
-                    self.drop = nn.Dropout(0.5)
-                    self.out = nn.Linear(8, 2)
-
-                def forward(self, x):
-                    return self.out(self.drop(x))
-
-            def validate(encoder, head, loader):
-                encoder.eval()
-                with torch.inference_mode():
-                    for x, y in loader:
-                        print((head(encoder(x)).argmax(1) == y).sum())  # error
-
-            def main(train_loader, val_loader, epochs):
-                encoder, head = Encoder(), Head()
-                optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()])
-                for epoch in range(epochs):
-                    encoder.train()
-                    head.train()
-                    for x, y in train_loader:
-                        optimizer.zero_grad()
-                        nn.functional.cross_entropy(head(encoder(x)), y).backward()
-                        optimizer.step()
-                    validate(encoder, head, val_loader)
             """,
         ),
         Good(
@@ -642,54 +598,9 @@ def _may_be_switched(trace: Trace, evaluation: Call, since: Call | None) -> bool
         if state is True:
             if inside and inside[-1] in call.context and _is_of(call, evaluation):
                 return True
-        elif may_switch(call):
-            if state is None or not _is_of_another(trace, call, evaluation.callee):
-                return True
-        elif may_switch_out_of_sight(call, evaluation.callee):
+        elif may_switch(call) or may_switch_out_of_sight(call, evaluation.callee):
             return True
     return False
-
-
-def _is_of_another(trace: Trace, switch: Call, model: Value) -> bool:
-    """Whether the switch is that of a network that was made apart from the model."""
-    other = switch.receiver
-    if other is None or not (_is_made_here(other) and _is_made_here(model)):
-        return False
-    return not (_may_hold(trace, other, model) or _may_hold(trace, model, other))
-
-
-def _is_made_here(network: Value) -> bool:
-    """Whether the network is an object of a class in sight, and its making is, too."""
-    return all(
-        isinstance(option, Instance) and option.call is not None for option in options(network)
-    )
-
-
-def _may_hold(trace: Trace, outer: Value, inner: Value) -> bool:
-    """Whether one network may be, or may have become, a part of another: then both switch."""
-    if same(outer, inner) or any(same(origin, inner) for origin in _given(outer)):
-        return True
-    return any(
-        owner is not None and same(owner, outer) and any(same(value, inner) for value in given)
-        for event in trace.events
-        for owner, given in _handed(event)
-    )
-
-
-def _given(network: Value) -> Iterator[Value]:
-    """What the network was made from."""
-    for option in options(network):
-        if isinstance(option, Instance) and option.call is not None:
-            for value in option.call.inputs:
-                yield from origins(value, limit=20)
-
-
-def _handed(event: Event) -> Iterator[tuple[Value | None, tuple[Value, ...]]]:
-    """Which object an event hands which values to keep."""
-    if isinstance(event, Store):
-        yield event.owner, (event.value,)
-    elif isinstance(event, Call):
-        yield event.receiver, (*event.args, *event.keywords.values())
 
 
 def _is_of(switch: Call, evaluation: Call) -> bool:
