@@ -94,8 +94,15 @@ class Resume:
 
     @property
     def model_text(self) -> str:
-        """The model as written."""
-        told = self.told_at
+        """The model as written: the argument that is it, else what the method is called on."""
+        told, model = self.told_at, self.load.receiver
+        if told is not self.load and model is not None:
+            for position, given in enumerate(told.args):
+                if _is_one_of(model, given):
+                    return told.argument_text(position)
+            for name, given in told.keywords.items():
+                if _is_one_of(model, given):
+                    return told.argument_text(None, name)
         return told.receiver_text or told.argument_text(0)
 
 

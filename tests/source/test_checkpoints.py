@@ -45,3 +45,26 @@ def test_a_save_is_one_place_and_each_of_its_readings() -> None:
     checkpoints = read_source(text, "train.py").checkpoints
     assert len(checkpoints.saves) == 1
     assert len(checkpoints.readings_of_saves) == 2
+
+
+@pytest.mark.parametrize("given", ["path, net", "path=path, model=net", "net, path=path"])
+def test_the_model_that_training_resumes_with_is_told_by_its_argument(given: str) -> None:
+    """Wherever it stands among the arguments of what loads it."""
+    names = "model, path" if given.startswith("net") else "path, model"
+    facts = read_source(
+        "import torch\n\n"
+        f"def restore({names}):\n"
+        "    state = torch.load(path)\n"
+        "    model.load_state_dict(state['model'])\n"
+        "    return state['epoch']\n\n"
+        "def main(net, loader, path):\n"
+        "    optimizer = torch.optim.Adam(net.parameters())\n"
+        f"    first = restore({given})\n"
+        "    for epoch in range(first, 9):\n"
+        "        for x, y in loader:\n"
+        "            optimizer.zero_grad()\n"
+        "            torch.nn.functional.cross_entropy(net(x), y).backward()\n"
+        "            optimizer.step()\n",
+        "train.py",
+    )
+    assert [resume.model_text for resume in facts.checkpoints.resumes] == ["net"]
